@@ -1,0 +1,28 @@
+"""Settings, from arguments or from the environment (``CHATLEDGER_…``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What a ledger can be told.
+
+    Each field is also read from the environment: ``database_url`` from ``CHATLEDGER_DATABASE_URL``, and so on.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CHATLEDGER_", extra="ignore")
+
+    database_url: str | None = None
+    """Where Postgres is. Without it, an embedded Postgres runs on :attr:`data_dir`."""
+    data_dir: Path | None = None
+    """Folder of the embedded servers; by default the user's data folder."""
+    pool_size: int = Field(default=10, ge=1)
+    """How many connections a ledger opened from a URL may hold."""
+    prepared_statements: bool = True
+    """Set to false behind pgbouncer's transaction pooling."""
+    retry_deadline: float = Field(default=10.0, ge=0)
+    """For how many seconds a call is tried again after a lost connection, a deadlock or a serialization failure."""

@@ -1,0 +1,109 @@
+"""Where calls run: on a pool of our own, on the caller's pool, or on the caller's connection."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import asyncpg
+
+from chatledger.errors import ChatLedgerError, DatabaseUnavailable, from_postgres
+
+if TYPE_CHECKING:
+    from chatledger.config import Settings
+    from chatledger.functions import Connection
+
+    Pool = asyncpg.Pool[asyncpg.Record]
+
+Result = TypeVar("Result")
+
+# The server says that nothing of the call was kept.
+_NOT_DONE = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.CannotConnectNowError,
+)
+# The answer got lost: the call may have been committed.
+_UNKNOWN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    OSError,
+)
+
+
+class Database:
+    """Runs calls on connections, and again when that is safe and may help."""
+
+    def __init__(self, source: Pool | Connection, settings: Settings) -> None:
+        self._source = source
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self, call: Callable[[Connection], Awaitable[Result]], *, repeatable: bool = True) -> Result:
+        """Run one call, and again after a failure that may pass, until the retry deadline.
+
+        Args:
+            call: Does the call on a connection.
+            repeatable: Doing it twice is the same as once. If not, it is only repeated when nothing of it was kept.
+
+        Raises:
+            ChatLedgerError: What the database refused; or DatabaseUnavailable after the deadline.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ChatLedgerError(
+                "this ChatLedger was opened in another event loop", hint="Open one in each event loop that uses it"
+            )
+        if not isinstance(self._source, asyncpg.Pool):
+            # The caller's own connection: a retry would be inside a transaction that has failed.
+            return await _translated(call, self._source)
+
+        deadline = self._loop.time() + self._settings.retry_deadline
+        pause = 0.01
+        while True:
+            sent = False
+            try:
+                async with self._source.acquire() as connection:
+                    sent = True
+                    return await _translated(call, connection)
+            except (*_NOT_DONE, *_UNKNOWN) as error:
+                lost = sent and not isinstance(error, _NOT_DONE)
+                if (lost and not repeatable) or self._loop.time() + pause > deadline:
+                    raise DatabaseUnavailable(
+                        f"the database did not answer: {error}",
+                        hint="Check that Postgres runs and has free connections. The call may have gone through; making "
+                        "it again with the same ids is safe"
+                        if repeatable
+                        else "Look at what is stored before you repeat the call",
+                    ) from error
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(pause * 2, 1.0)
+
+
+async def open_pool(database_url: str, settings: Settings) -> Pool:
+    """Open a pool that runs no reset query on release: our calls leave nothing behind on a connection."""
+    return await asyncpg.create_pool(
+        database_url,
+        min_size=1,
+        max_size=settings.pool_size,
+        statement_cache_size=100 if settings.prepared_statements else 0,
+        reset=_leave_as_is,
+    )
+
+
+async def _leave_as_is(connection: Connection) -> None:
+    pass
+
+
+async def _translated(call: Callable[[Connection], Awaitable[Result]], connection: Connection) -> Result:
+    try:
+        return await call(connection)
+    except asyncpg.PostgresError as error:
+        ours = from_postgres(error)
+        if ours is None:
+            raise
+        raise ours from error

@@ -1,0 +1,104 @@
+"""Messages as JSON for Postgres, which cannot store all that Python can say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from chatledger.errors import InvalidArgument, InvalidMessage
+from chatledger.models import PLACE_FIELDS, ChatMessage, new_id
+
+REPLACEMENT = "\ufffd"
+
+
+def clean_text(text: str) -> str:
+    """Replace each NUL and each lone surrogate, which Postgres refuses, by U+FFFD."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return "".join(REPLACEMENT if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def encode_json(value: Any) -> str:
+    """Return JSON that Postgres takes and gives back equal.
+
+    Raises:
+        ValueError, TypeError, RecursionError: JSON cannot express the value.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # The usual case costs two searches; only what may need it is looked at piece by piece.
+    if "\\u0000" in text or "e+" in text or not _is_unicode(text):
+        text = json.dumps(_storable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def encode_object(value: Mapping[str, Any], argument: str) -> str:
+    """Encode an argument that is a JSON object.
+
+    Raises:
+        InvalidArgument: JSON cannot express it.
+    """
+    try:
+        return encode_json(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidArgument(f"{argument} is not JSON: {error}", detail={"argument": argument}) from error
+
+
+def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
+    """Encode a message for ``append_messages``; one without an id gets one.
+
+    Raises:
+        InvalidMessage: it is neither a message nor a mapping, or JSON cannot express one of its fields.
+    """
+    if isinstance(message, ChatMessage):
+        fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in PLACE_FIELDS}
+        body = fields | (message.__pydantic_extra__ or {})
+    elif isinstance(message, Mapping):
+        body = dict(message)
+    else:
+        raise _invalid(index, "", f"is a {type(message).__name__}; expected a ChatMessage or a mapping")
+    body.setdefault("message_id", new_id())
+    try:
+        return encode_json(body)
+    except (ValueError, TypeError, RecursionError):
+        for field, value in body.items():
+            try:
+                encode_json({field: value})
+            except (ValueError, TypeError, RecursionError) as error:
+                raise _invalid(index, str(field), f"is not JSON: {error}") from error
+        raise
+
+
+def _invalid(index: int, field: str, problem: str) -> InvalidMessage:
+    return InvalidMessage(
+        f"message {index}: {field} {problem}".replace(":  ", ": "),
+        detail={"index": index, "field": field, "problem": problem},
+        hint="Nothing of this batch was stored",
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, dict):
+        cleaned: dict[Any, Any] = {}
+        for key, item in value.items():
+            name = clean_text(key) if isinstance(key, str) else key
+            while name in cleaned:  # two keys that differ only in what was replaced: keep both
+                name += REPLACEMENT
+            cleaned[name] = _storable(item)
+        return cleaned
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    # Postgres writes 1e23 out in full; as an int it comes back equal.
+    if isinstance(value, float) and abs(value) >= 1e16 and value.is_integer():
+        return int(value)
+    return value

@@ -1,0 +1,280 @@
+"""The SQL functions, as Python calls: the one module that knows their names, arguments and rows.
+
+Arrays and objects go out as text that Postgres casts, and come back as text or decoded: so a connection or pool of the
+caller's works whatever JSON codec was set on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chatledger.models import (
+    AmendReceipt,
+    AppendReceipt,
+    ChatMessage,
+    ChatSession,
+    Problem,
+    SessionHeader,
+    SessionPage,
+    ToolCallReceipt,
+    Truncation,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Row = asyncpg.Record | dict[str, Any]
+
+Header = TypeVar("Header", bound=SessionHeader)
+Found = TypeVar("Found")
+
+
+async def create_session(
+    connection: Connection,
+    session_id: str,
+    user_id: str | None,
+    title: str | None,
+    metadata: str | None,
+    status: str,
+) -> SessionHeader:
+    row = await connection.fetchrow(
+        "select * from chatledger.create_session($1, $2, $3, $4::text::jsonb, $5)",
+        session_id,
+        user_id,
+        title,
+        metadata,
+        status,
+    )
+    return _header(SessionHeader, row)
+
+
+async def append_messages(
+    connection: Connection,
+    session_id: str,
+    messages: Sequence[str],
+    user_id: str | None,
+    expected_sequence: int | None,
+    fence: int | None,
+) -> list[AppendReceipt]:
+    rows = await connection.fetch(
+        "select * from chatledger.append_messages($1, $2::text[]::jsonb[], $3, $4, $5)",
+        session_id,
+        messages,
+        user_id,
+        expected_sequence,
+        fence,
+    )
+    return [AppendReceipt(*row) for row in rows]
+
+
+async def amend_message(
+    connection: Connection,
+    session_id: str,
+    message_id: str,
+    patch: str,
+    expected_version: int | None,
+    user_id: str | None,
+    fence: int | None,
+) -> AmendReceipt:
+    row = await connection.fetchrow(
+        "select * from chatledger.amend_message($1, $2, $3::text::jsonb, $4, $5, $6)",
+        session_id,
+        message_id,
+        patch,
+        expected_version,
+        user_id,
+        fence,
+    )
+    return AmendReceipt(*_one(row))
+
+
+async def add_tool_call(
+    connection: Connection,
+    session_id: str,
+    tool_call: str,
+    user_id: str | None,
+    message_id: str,
+    fence: int | None,
+) -> ToolCallReceipt:
+    row = await connection.fetchrow(
+        "select * from chatledger.add_tool_call($1, $2::text::jsonb, $3, $4, $5)",
+        session_id,
+        tool_call,
+        user_id,
+        message_id,
+        fence,
+    )
+    return ToolCallReceipt(*_one(row))
+
+
+async def read_session(
+    connection: Connection, session_id: str, user_id: str | None, last: int | None
+) -> ChatSession | None:
+    rows = await connection.fetch(
+        "select * from chatledger.read_session($1, $2, null, null, $3)", session_id, user_id, last
+    )
+    if not rows:
+        return None
+    return _header(ChatSession, _json(rows[0]["session"]), messages=[_message(row) for row in rows[1:]])
+
+
+async def get_messages(
+    connection: Connection,
+    session_id: str,
+    user_id: str | None,
+    after: int | None,
+    before: int | None,
+    limit: int | None,
+) -> list[ChatMessage]:
+    rows = await connection.fetch(
+        "select * from chatledger.get_messages($1, $2, $3, $4, $5)", session_id, user_id, after, before, limit
+    )
+    return [_message(row) for row in rows]
+
+
+async def list_sessions(
+    connection: Connection,
+    user_id: str | None,
+    limit: int,
+    cursor: str | None,
+    title: str | None,
+    status: str | None,
+) -> SessionPage:
+    rows = await connection.fetch(
+        "select * from chatledger.list_sessions($1, $2, $3, $4, $5)", user_id, limit, cursor, title, status
+    )
+    return SessionPage(
+        sessions=[_header(SessionHeader, row) for row in rows],
+        cursor=rows[-1]["cursor"] if len(rows) == limit else None,
+    )
+
+
+async def update_session(
+    connection: Connection,
+    session_id: str,
+    user_id: str | None,
+    title: str | None,
+    only_if_empty: bool,
+    metadata: str | None,
+    pinned: bool | None,
+    status: str | None,
+) -> SessionHeader:
+    row = await connection.fetchrow(
+        "select * from chatledger.update_session($1, $2, $3, $4, $5::text::jsonb, $6, $7)",
+        session_id,
+        user_id,
+        title,
+        only_if_empty,
+        metadata,
+        pinned,
+        status,
+    )
+    return _header(SessionHeader, row)
+
+
+async def delete_session(connection: Connection, session_id: str, user_id: str | None) -> bool:
+    return bool(await connection.fetchval("select * from chatledger.delete_session($1, $2)", session_id, user_id))
+
+
+async def truncate_session(
+    connection: Connection,
+    session_id: str,
+    from_sequence: int,
+    user_id: str | None,
+    expected_sequence: int | None,
+    fence: int | None,
+) -> Truncation:
+    row = await connection.fetchrow(
+        "select * from chatledger.truncate_session($1, $2, $3, $4, $5)",
+        session_id,
+        from_sequence,
+        user_id,
+        expected_sequence,
+        fence,
+    )
+    return Truncation(*_one(row))
+
+
+async def fork_session(
+    connection: Connection,
+    session_id: str,
+    new_session_id: str,
+    at_sequence: int | None,
+    user_id: str | None,
+    title: str | None,
+) -> SessionHeader:
+    row = await connection.fetchrow(
+        "select * from chatledger.fork_session($1, $2, $3, $4, $5)",
+        session_id,
+        new_session_id,
+        at_sequence,
+        user_id,
+        title,
+    )
+    return _header(SessionHeader, row)
+
+
+async def record_usage(
+    connection: Connection, session_id: str, usage_id: str, usage: Usage, user_id: str | None
+) -> SessionHeader:
+    row = await connection.fetchrow(
+        "select * from chatledger.record_usage($1, $2, $3, $4, $5, $6)",
+        session_id,
+        usage_id,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        user_id,
+    )
+    return _header(SessionHeader, row)
+
+
+async def verify_session(connection: Connection, session_id: str | None) -> list[Problem]:
+    rows = await connection.fetch("select * from chatledger.verify_session($1)", session_id)
+    return [Problem(*row) for row in rows]
+
+
+async def status(connection: Connection) -> dict[str, str | None]:
+    return {row["item"]: row["value"] for row in await connection.fetch("select * from chatledger.status()")}
+
+
+async def purge_sessions(connection: Connection, older_than: timedelta, limit: int) -> int:
+    return int(await connection.fetchval("select * from chatledger.purge_sessions($1, $2)", older_than, limit))
+
+
+_JSON_FIELDS = ("content_parts", "tool_calls", "function_call", "metadata")
+
+
+def _message(row: Row) -> ChatMessage:
+    fields = {key: value for key, value in row.items() if value is not None}
+    for session_key in ("session", "removed"):
+        fields.pop(session_key, None)
+    for key in _JSON_FIELDS:
+        if key in fields:
+            fields[key] = _json(fields[key])
+    if "content_parts" in fields:
+        fields["content"] = fields.pop("content_parts")
+    # A key that the caller used and that is now ours: its place in the ledger wins.
+    return ChatMessage.model_validate(_json(fields.pop("extra", "{}")) | fields)
+
+
+def _header(model: type[Header], row: Row | None, **more: Any) -> Header:
+    fields = dict(_one(row).items()) | more
+    fields["metadata"] = _json(fields["metadata"])
+    fields["usage"] = {key: fields.pop(key) for key in Usage.model_fields}
+    return model.model_validate(fields)
+
+
+def _json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _one(row: Found | None) -> Found:
+    if row is None:  # cannot be: these functions return a row or raise
+        raise LookupError("the database function returned no row")
+    return row

@@ -1,0 +1,485 @@
+"""The client: :class:`ChatLedger`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+import asyncpg
+
+from chatledger import functions
+from chatledger.config import Settings
+from chatledger.connections import Database, open_pool
+from chatledger.encoding import clean_text, encode_message, encode_object
+from chatledger.errors import ChatLedgerError
+from chatledger.migrations import migrate
+from chatledger.models import (
+    AmendReceipt,
+    AppendReceipt,
+    ChatMessage,
+    ChatSession,
+    Problem,
+    SessionHeader,
+    SessionPage,
+    ToolCallReceipt,
+    Truncation,
+    Usage,
+    new_id,
+)
+
+if TYPE_CHECKING:
+    from chatledger.connections import Pool
+    from chatledger.embedded import EmbeddedServers
+    from chatledger.functions import Connection
+
+
+class ChatLedger:
+    """A ledger of conversations in Postgres.
+
+    Example:
+        >>> async with ChatLedger("postgresql://localhost/app") as ledger:
+        ...     session = await ledger.create_session(user_id="u1")
+        ...     await ledger.append_messages(session.session_id, [ChatMessage(role="user", content="hi")])
+
+    Args:
+        database: A URL; or a pool or connection of the caller's, which stays the caller's to close. On a connection every
+            call joins the transaction that is open there, so that messages and business rows commit together. Without
+            one, the URL from ``CHATLEDGER_DATABASE_URL``; without that, an embedded Postgres.
+        settings: Instead of those from the environment.
+
+    Every method that takes ``user_id`` answers for a session of another user as for one that is not there; None is a
+    trusted caller. Every method raises a :class:`ChatLedgerError`: :class:`DatabaseUnavailable` when Postgres cannot be
+    reached until the retry deadline, besides those that it names. A call that was cancelled may have been committed;
+    making it again with the same ids is safe.
+    """
+
+    def __init__(self, database: str | Pool | Connection | None = None, *, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+        self._given = database or self._settings.database_url
+        self._database: Database | None = None
+        self._pool: Pool | None = None
+        self._servers: EmbeddedServers | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> Self:
+        """Connect; the first call does it too. An embedded database is started, and migrated."""
+        async with self._opening:
+            if self._database is None:
+                await self._connect()
+        return self
+
+    async def _connect(self) -> None:
+        source = self._given
+        if source is None:
+            from chatledger import embedded
+
+            self._servers = await asyncio.to_thread(embedded.start, self._settings.data_dir)
+            source = self._pool = await open_pool(self._servers.database_url, self._settings)
+            async with self._pool.acquire() as connection:
+                await migrate(connection)
+        elif isinstance(source, str):
+            source = self._pool = await open_pool(source, self._settings)
+        self._database = Database(source, self._settings)
+
+    async def close(self) -> None:
+        """Close what this ledger opened. Harmless when closed already."""
+        pool, self._pool = self._pool, None
+        servers, self._servers = self._servers, None
+        self._database = None
+        if pool is not None:
+            await pool.close()
+        if servers is not None:
+            await asyncio.to_thread(servers.close)
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    @property
+    def database_url(self) -> str | None:
+        """Where the database is; None on a pool or connection of the caller's, and before an embedded one started."""
+        if self._servers is not None:
+            return self._servers.database_url
+        return self._given if isinstance(self._given, str) else None
+
+    async def _open_database(self) -> Database:
+        if self._database is None:
+            await self.open()
+        if self._database is None:
+            raise ChatLedgerError("this ChatLedger is closed", hint="Open it again")
+        return self._database
+
+    # Sessions
+
+    async def create_session(
+        self,
+        session_id: str | None = None,
+        *,
+        user_id: str | None = None,
+        title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        status: str = "active",
+    ) -> SessionHeader:
+        """Create a session; the same id and owner again returns the session that is there.
+
+        Args:
+            session_id: The caller's id for it, up to 255 characters; generated when None.
+            user_id: Who owns it; None: nobody, so that only trusted callers find it.
+            title: What to call it.
+            metadata: Anything of the caller's that JSON can express.
+            status: A word of the caller's, to filter lists by.
+
+        Raises:
+            SessionNotFound: The id belongs to another user, or to a session that was deleted.
+            InvalidArgument: An id or the metadata cannot be stored.
+        """
+        database = await self._open_database()
+        arguments = (
+            clean_text(session_id) if session_id is not None else new_id(),
+            _clean(user_id),
+            _clean(title),
+            _encoded(metadata, "metadata"),
+            clean_text(status),
+        )
+        return await database.run(lambda c: functions.create_session(c, *arguments))
+
+    async def get_session(
+        self, session_id: str, *, user_id: str | None = None, last: int | None = None
+    ) -> ChatSession | None:
+        """Return a session with its messages, all of one moment; None when it is missing or not this user's.
+
+        Args:
+            session_id: Which one.
+            user_id: Who asks.
+            last: Only the last so many messages; some more where the first would be a tool result without its call.
+        """
+        database = await self._open_database()
+        arguments = (clean_text(session_id), _clean(user_id), last)
+        return await database.run(lambda c: functions.read_session(c, *arguments))
+
+    async def list_sessions(
+        self,
+        user_id: str | None,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        title: str | None = None,
+        status: str | None = None,
+    ) -> SessionPage:
+        """Return a page of a user's sessions: pinned first, then the last changed first.
+
+        Args:
+            user_id: Whose; None: everybody's.
+            limit: How many, up to 1,000.
+            cursor: The ``cursor`` of the page before.
+            title: Only titles that contain this, in upper or lower case.
+            status: Only sessions with this status.
+
+        Raises:
+            InvalidArgument: The limit or the cursor is none.
+        """
+        database = await self._open_database()
+        arguments = (_clean(user_id), limit, _clean(cursor), _clean(title), _clean(status))
+        return await database.run(lambda c: functions.list_sessions(c, *arguments))
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        user_id: str | None = None,
+        title: str | None = None,
+        only_if_empty: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        pinned: bool | None = None,
+        status: str | None = None,
+    ) -> SessionHeader:
+        """Change what is given, leave what is None; return the session as it is then.
+
+        Args:
+            session_id: Which one.
+            user_id: Who asks.
+            title: The new title; an empty one takes it away.
+            only_if_empty: Set the title only while the session has none.
+            metadata: Merged key by key; a key whose value is None is removed.
+            pinned: Listed first.
+            status: A word of the caller's.
+
+        Raises:
+            SessionNotFound: No such session.
+        """
+        database = await self._open_database()
+        arguments = (
+            clean_text(session_id),
+            _clean(user_id),
+            _clean(title),
+            only_if_empty,
+            _encoded(metadata, "metadata"),
+            pinned,
+            _clean(status),
+        )
+        return await database.run(lambda c: functions.update_session(c, *arguments))
+
+    async def delete_session(self, session_id: str, *, user_id: str | None = None) -> bool:
+        """Delete a session for good; return whether there was one to delete.
+
+        False also when a first try, whose answer got lost, had deleted it.
+        """
+        database = await self._open_database()
+        arguments = (clean_text(session_id), _clean(user_id))
+        return await database.run(lambda c: functions.delete_session(c, *arguments))
+
+    async def fork_session(
+        self,
+        session_id: str,
+        new_session_id: str | None = None,
+        *,
+        at_sequence: int | None = None,
+        user_id: str | None = None,
+        title: str | None = None,
+    ) -> SessionHeader:
+        """Branch a session: a new one with the same owner and a copy of the messages, numbered anew.
+
+        Args:
+            session_id: Which one.
+            new_session_id: The fork's id; generated when None.
+            at_sequence: The last message to copy; None: all.
+            user_id: Who asks.
+            title: The fork's title; None: the session's.
+
+        Raises:
+            SessionNotFound: No such session.
+            SessionIdConflict: The new id is already used, and not by this very fork.
+        """
+        database = await self._open_database()
+        fork_id = clean_text(new_session_id) if new_session_id is not None else new_id()
+        arguments = (clean_text(session_id), fork_id, at_sequence, _clean(user_id), _clean(title))
+        return await database.run(lambda c: functions.fork_session(c, *arguments))
+
+    async def record_usage(
+        self, session_id: str, usage: Usage, *, usage_id: str | None = None, user_id: str | None = None
+    ) -> SessionHeader:
+        """Add token usage to a session, exactly once for each ``usage_id``; return the session with its totals.
+
+        Args:
+            session_id: Which one.
+            usage: The tokens to add.
+            usage_id: What makes it once: the completion's id, say. Without one, each call adds.
+            user_id: Who asks.
+
+        Raises:
+            SessionNotFound: No such session.
+            UsageConflict: The id was recorded with other numbers.
+            InvalidArgument: A number is negative.
+        """
+        database = await self._open_database()
+        record_id = clean_text(usage_id) if usage_id is not None else new_id()
+        arguments = (clean_text(session_id), record_id, usage, _clean(user_id))
+        return await database.run(lambda c: functions.record_usage(c, *arguments))
+
+    # Messages
+
+    async def append_messages(
+        self,
+        session_id: str,
+        messages: Iterable[ChatMessage | Mapping[str, Any]],
+        *,
+        user_id: str | None = None,
+        expected_sequence: int | None = None,
+        fence: int | None = None,
+    ) -> list[AppendReceipt]:
+        """Append a batch: whole or not at all, on consecutive sequences, each message exactly once.
+
+        Args:
+            session_id: The session; it must exist.
+            messages: Messages, or mappings in OpenAI's chat format. One without a ``message_id`` gets one here, so that
+                retries inside this call are safe; a mapping that is passed a second time is a new message.
+            user_id: Who asks.
+            expected_sequence: Append only if the session's next sequence is this.
+            fence: The fence of the stream that writes.
+
+        Returns:
+            Where each message is, in the order they were given.
+
+        Raises:
+            SessionNotFound: No such session.
+            InvalidMessage: A message cannot be stored; nothing of the batch was.
+            MessageIdConflict: An id is stored with another body.
+            SequenceConflict: The session's next sequence is not the expected one.
+            StaleFence: The stream's lease ran out.
+
+        NUL characters and lone surrogates, which Postgres cannot store, are stored as U+FFFD.
+        """
+        database = await self._open_database()
+        encoded = [encode_message(message, index) for index, message in enumerate(messages)]
+        arguments = (clean_text(session_id), encoded, _clean(user_id), expected_sequence, fence)
+        return await database.run(lambda c: functions.append_messages(c, *arguments))
+
+    async def get_messages(
+        self,
+        session_id: str,
+        *,
+        user_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
+    ) -> list[ChatMessage]:
+        """Return a page of messages in order; it never starts inside a tool group.
+
+        Args:
+            session_id: The session.
+            user_id: Who asks.
+            after: The first messages after this sequence, on to the last result of a tool group at the end.
+                None: the last messages, back to the call of a tool group at the start.
+            before: Only messages before this sequence.
+            limit: How many; tool groups can make it more. None: all.
+
+        Raises:
+            SessionNotFound: No such session.
+            InvalidArgument: The limit is below 1.
+        """
+        database = await self._open_database()
+        arguments = (clean_text(session_id), _clean(user_id), after, before, limit)
+        return await database.run(lambda c: functions.get_messages(c, *arguments))
+
+    async def amend_message(
+        self,
+        session_id: str,
+        message_id: str,
+        patch: Mapping[str, Any],
+        *,
+        expected_version: int | None = None,
+        user_id: str | None = None,
+        fence: int | None = None,
+    ) -> AmendReceipt:
+        """Change a stored message.
+
+        Args:
+            session_id: The session.
+            message_id: The message.
+            patch: The fields to set; a field given as None is removed, ``metadata`` is merged key by key. ``role`` and
+                ``message_id`` cannot change.
+            expected_version: ``version`` of the session at which the caller read the message. None: amend whatever is
+                there.
+            user_id: Who asks.
+            fence: The fence of the stream that writes.
+
+        Raises:
+            SessionNotFound, MessageNotFound: No such session or message.
+            AmendConflict: It was amended since ``expected_version``; ``detail`` has both versions.
+            InvalidMessage: The message would be one that cannot be stored.
+            InvalidArgument: The patch is none.
+            StaleFence: The stream's lease ran out.
+        """
+        database = await self._open_database()
+        arguments = (
+            clean_text(session_id),
+            clean_text(message_id),
+            encode_object(patch, "patch"),
+            expected_version,
+            _clean(user_id),
+            fence,
+        )
+        return await database.run(lambda c: functions.amend_message(c, *arguments))
+
+    async def add_tool_call(
+        self,
+        session_id: str,
+        tool_call: Mapping[str, Any],
+        *,
+        user_id: str | None = None,
+        message_id: str | None = None,
+        fence: int | None = None,
+    ) -> ToolCallReceipt:
+        """Attach a tool call to the current turn's assistant message, exactly once for each tool call id.
+
+        A user message is the boundary of a turn; a turn without an assistant message gets one, with empty content.
+
+        Args:
+            session_id: The session.
+            tool_call: In OpenAI's format: ``{"id": …, "type": "function", "function": {"name": …, "arguments": …}}``.
+            user_id: Who asks.
+            message_id: Id for the message, if one has to be made; generated when None.
+            fence: The fence of the stream that writes.
+
+        Raises:
+            SessionNotFound: No such session.
+            InvalidMessage: The tool call has no id or no function name.
+            StaleFence: The stream's lease ran out.
+        """
+        database = await self._open_database()
+        arguments = (
+            clean_text(session_id),
+            encode_object(tool_call, "tool_call"),
+            _clean(user_id),
+            clean_text(message_id) if message_id is not None else new_id(),
+            fence,
+        )
+        return await database.run(lambda c: functions.add_tool_call(c, *arguments))
+
+    async def truncate_session(
+        self,
+        session_id: str,
+        from_sequence: int,
+        *,
+        user_id: str | None = None,
+        expected_sequence: int | None = None,
+        fence: int | None = None,
+    ) -> Truncation:
+        """Remove the messages from a sequence on, for "edit and regenerate". Their numbers are not used again.
+
+        Args:
+            session_id: The session.
+            from_sequence: The first message to remove.
+            user_id: Who asks.
+            expected_sequence: ``next_sequence`` of the session that the caller saw: refuses when somebody appended
+                since. Without it, a call whose answer got lost is not tried again.
+            fence: The fence of the stream that writes.
+
+        Raises:
+            SessionNotFound: No such session.
+            SequenceConflict: Somebody appended since.
+            InvalidArgument: The sequence is negative.
+            StaleFence: The stream's lease ran out.
+        """
+        database = await self._open_database()
+        arguments = (clean_text(session_id), from_sequence, _clean(user_id), expected_sequence, fence)
+        return await database.run(
+            lambda c: functions.truncate_session(c, *arguments), repeatable=expected_sequence is not None
+        )
+
+    # For operators
+
+    async def verify_session(self, session_id: str | None = None) -> list[Problem]:
+        """Check a stored session, or all, against the guarantees; return what is wrong: nothing, if all is well.
+
+        Raises:
+            SessionNotFound: No such session.
+        """
+        database = await self._open_database()
+        return await database.run(lambda c: functions.verify_session(c, _clean(session_id)))
+
+    async def status(self) -> dict[str, str | None]:
+        """Return health at a glance: releases, sizes, who waits."""
+        database = await self._open_database()
+        return await database.run(functions.status)
+
+    async def purge_sessions(self, older_than: timedelta, *, limit: int = 1000) -> int:
+        """Remove a batch of sessions that nobody changed for so long; return how many. Call again until it is 0.
+
+        Raises:
+            InvalidArgument: The age is negative or the limit is none.
+        """
+        database = await self._open_database()
+        return await database.run(lambda c: functions.purge_sessions(c, older_than, limit))
+
+
+def _clean(text: str | None) -> str | None:
+    return None if text is None else clean_text(text)
+
+
+def _encoded(value: Mapping[str, Any] | None, argument: str) -> str | None:
+    return None if value is None else encode_object(value, argument)

@@ -1,0 +1,153 @@
+-- append_messages(p_session_id, p_messages, p_user_id, p_expected_sequence, p_fence)
+--     -> (message_id, sequence, created_at, appended), a row a message, in input order
+--
+-- Appends a batch to a session: whole or not at all, on consecutive sequences, under one timestamp.
+--
+-- p_session_id         the session; it must exist
+-- p_messages           messages in OpenAI's chat format, each with a "message_id" of the caller's; without one an id is
+--                      generated, and sending that message again would store it again
+-- p_user_id            who asks; null: a trusted caller
+-- p_expected_sequence  append only if the session's next sequence is this
+-- p_fence              the fence of the stream that writes
+--
+-- Idempotent: an id that is already stored with the same body stores nothing and returns its place, appended = false.
+-- Lock:   the session's row, until the transaction ends.
+-- Raises: CL001 session not found, CL002 another sequence than expected, CL003 id stored with another body,
+--         CL005 stale fence, CL007 invalid message, CL008 invalid argument; 40001 under REPEATABLE READ and SERIALIZABLE.
+-- Example: select * from chatledger.append_messages('s1',
+--              array['{"message_id": "m1", "role": "user", "content": "hi"}']::jsonb[]);
+create or replace function chatledger.append_messages(
+    p_session_id text,
+    p_messages jsonb[],
+    p_user_id text default null,
+    p_expected_sequence integer default null,
+    p_fence bigint default null
+)
+returns table (message_id text, sequence integer, created_at timestamptz, appended boolean)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+#variable_conflict use_column
+declare
+    v_session  chatledger.sessions;
+    v_ids      text[];
+    v_new      jsonb[] := p_messages;
+    v_new_ids  text[];
+    v_index    integer;
+    v_conflict text;
+    v_now      timestamptz;
+begin
+    -- Refuse bad input before any lock is taken.
+    perform chatledger.check_messages(p_messages);
+    if cardinality(p_messages) = 0 then
+        return;
+    end if;
+
+    v_ids := array(
+        select coalesce(input.message ->> 'message_id', gen_random_uuid()::text)
+        from unnest(p_messages) with ordinality as input (message, position)
+        order by input.position);
+    v_new_ids := v_ids;
+
+    -- From here on nobody else writes to this session. Each step is a statement of its own, so that it sees what was
+    -- committed while this one waited for the lock.
+    v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
+
+    -- Ids that are stored already, or come twice in this batch.
+    if exists (
+            select from chatledger.messages as stored
+            where stored.session_id = p_session_id and stored.message_id = any (v_ids))
+        or cardinality(v_ids) > (select count(distinct id) from unnest(v_ids) as id)
+    then
+        -- The same id stands for the same body, or the caller is wrong.
+        select repeated.position - 1, repeated.id
+        into v_index, v_conflict
+        from (
+            select input.id, input.position, input.message - 'message_id' as body,
+                first_value(input.message - 'message_id') over (partition by input.id order by input.position) as first_body
+            from unnest(p_messages, v_ids) with ordinality as input (message, id, position)
+        ) as repeated
+        left join chatledger.messages as stored
+            on stored.session_id = p_session_id and stored.message_id = repeated.id
+        where case
+            when stored.original_hash is not null then stored.original_hash <> chatledger.message_hash(repeated.body)
+            when stored.message_id is not null then chatledger.message_body(stored) <> repeated.body
+            else repeated.first_body <> repeated.body
+        end
+        order by repeated.position
+        limit 1;
+        if found then
+            raise exception using
+                errcode = 'CL003',
+                message = format('message %s: message_id "%s" is already used by another message of this session',
+                    v_index, v_conflict),
+                detail = jsonb_build_object('index', v_index, 'field', 'message_id', 'message_id', v_conflict)::text,
+                hint = 'Nothing of this batch was stored. Use a new id for a new message, amend_message to change one.';
+        end if;
+
+        select coalesce(array_agg(fresh.message order by fresh.position), '{}'),
+            coalesce(array_agg(fresh.id order by fresh.position), '{}')
+        into v_new, v_new_ids
+        from (
+            select distinct on (input.id) input.id, input.message, input.position
+            from unnest(p_messages, v_ids) with ordinality as input (message, id, position)
+            where not exists (
+                select from chatledger.messages as stored
+                where stored.session_id = p_session_id and stored.message_id = input.id)
+            order by input.id, input.position
+        ) as fresh;
+    end if;
+
+    if cardinality(v_new) > 0 then
+        -- After the lookup: the retry of an append that went through must not conflict with itself.
+        if p_expected_sequence <> v_session.next_sequence then
+            raise exception using
+                errcode = 'CL002',
+                message = format('session "%s" goes on at sequence %s, not %s',
+                    p_session_id, v_session.next_sequence, p_expected_sequence),
+                detail = jsonb_build_object('session_id', p_session_id, 'expected_sequence', p_expected_sequence,
+                    'next_sequence', v_session.next_sequence, 'version', v_session.version)::text,
+                hint = 'Nothing was stored. Somebody appended since: read what is new, then decide again.';
+        end if;
+
+        -- Never before the last write, also when the clock stepped back.
+        v_now := greatest(clock_timestamp(), v_session.updated_at);
+
+        insert into chatledger.messages (
+            session_id, sequence, message_id, role, content, content_parts, name, tool_call_id, refusal, tool_calls,
+            function_call, metadata, duration_ms, extra, created_at)
+        select
+            p_session_id, v_session.next_sequence + input.position::integer - 1, input.id, field.role, field.content,
+            field.content_parts, field.name, field.tool_call_id, field.refusal, field.tool_calls, field.function_call,
+            field.metadata, field.duration_ms, field.extra, v_now
+        from unnest(v_new, v_new_ids) with ordinality as input (message, id, position)
+        cross join lateral chatledger.message_columns(input.message) as field;
+
+        update chatledger.sessions as s
+        set next_sequence = s.next_sequence + cardinality(v_new), version = s.version + 1, updated_at = v_now
+        where s.id = p_session_id;
+    end if;
+
+    if cardinality(v_new) = cardinality(p_messages) then
+        return query
+            select input.id, v_session.next_sequence + input.position::integer - 1, v_now, true
+            from unnest(v_ids) with ordinality as input (id, position)
+            order by input.position;
+    else
+        return query
+            select input.id, stored.sequence, stored.created_at,
+                stored.sequence >= v_session.next_sequence
+                    and 1 = row_number() over (partition by input.id order by input.position)
+            from unnest(v_ids) with ordinality as input (id, position)
+            join chatledger.messages as stored
+                on stored.session_id = p_session_id and stored.message_id = input.id
+            order by input.position;
+    end if;
+end
+$function$;
+
+revoke all on function chatledger.append_messages(text, jsonb[], text, integer, bigint) from public;
+grant execute on function chatledger.append_messages(text, jsonb[], text, integer, bigint) to chatledger_writer;
+comment on function chatledger.append_messages(text, jsonb[], text, integer, bigint) is
+    'Appends a batch of messages to a session, whole, in order, exactly once.';

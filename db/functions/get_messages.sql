@@ -1,0 +1,77 @@
+-- get_messages(p_session_id, p_user_id, p_after, p_before, p_limit) -> messages in order of their sequence
+--
+-- A page of a session's messages, p_after and p_before excluded.
+--
+-- Without p_after: the last p_limit messages before p_before (null: the newest). The page before that one is
+--     p_before => its first sequence. A page that would start on a tool result reaches back to the assistant message that
+--     made the call, so it can hold more than p_limit.
+-- With p_after: the first p_limit messages after it. The next page is p_after => its last sequence. A page that would end
+--     among tool results goes on to the last of them, so that the next one does not start inside the group.
+-- p_limit null: no limit.
+--
+-- Raises: CL001 session not found, CL008 invalid argument.
+-- Example: select sequence, role, content from chatledger.get_messages('s1', p_limit => 20);
+create or replace function chatledger.get_messages(
+    p_session_id text,
+    p_user_id text default null,
+    p_after integer default null,
+    p_before integer default null,
+    p_limit integer default 100
+)
+returns table (
+    sequence integer, message_id text, role text, content text, content_parts jsonb, name text, tool_call_id text,
+    refusal text, tool_calls jsonb, function_call jsonb, metadata jsonb, duration_ms integer, extra jsonb,
+    amended_version bigint, created_at timestamptz
+)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $function$
+#variable_conflict use_column
+declare
+    v_start integer;
+    v_end   integer;
+begin
+    if p_limit < 1 then
+        perform chatledger.raise_invalid_argument('limit', 'must be 1 or more, or null for all');
+    end if;
+    if not exists (
+        select from chatledger.sessions as s
+        where s.id = p_session_id and s.deleted_at is null and (p_user_id is null or s.user_id = p_user_id))
+    then
+        perform chatledger.raise_session_not_found(p_session_id);
+    end if;
+
+    if p_after is null then
+        v_start := chatledger.page_start(p_session_id, p_before, p_limit);
+        v_end := p_before;
+    else
+        v_start := greatest(p_after, -1) + 1;
+        -- The first message after the page, past the tool results that belong to its last one.
+        select m.sequence into v_end
+        from chatledger.messages as m
+        where m.session_id = p_session_id and not m.removed and m.role <> 'tool'
+            and m.sequence >= (
+                select next_page.sequence
+                from chatledger.messages as next_page
+                where next_page.session_id = p_session_id and not next_page.removed and next_page.sequence >= v_start
+                order by next_page.sequence
+                offset p_limit limit 1)
+        order by m.sequence
+        limit 1;
+        v_end := least(v_end, p_before);
+    end if;
+
+    return query
+        select m.sequence, m.message_id, m.role, m.content, m.content_parts, m.name, m.tool_call_id, m.refusal,
+            m.tool_calls, m.function_call, m.metadata, m.duration_ms, m.extra, m.amended_version, m.created_at
+        from chatledger.messages as m
+        where m.session_id = p_session_id and not m.removed
+            and m.sequence >= v_start and (v_end is null or m.sequence < v_end)
+        order by m.sequence;
+end
+$function$;
+
+revoke all on function chatledger.get_messages(text, text, integer, integer, integer) from public;
+grant execute on function chatledger.get_messages(text, text, integer, integer, integer) to chatledger_reader, chatledger_writer;
+comment on function chatledger.get_messages(text, text, integer, integer, integer) is 'A page of a session''s messages.';

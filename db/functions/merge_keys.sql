@@ -1,0 +1,13 @@
+-- merge_keys(p_object, p_patch) -> jsonb
+-- Sets each key of the patch, removes those that it gives as null, leaves the others. Internal.
+create or replace function chatledger.merge_keys(p_object jsonb, p_patch jsonb)
+returns jsonb
+language sql
+immutable
+as $function$
+    select (coalesce(p_object, '{}') || p_patch)
+        - array(select field.key from jsonb_each(p_patch) as field where field.value = 'null')
+$function$;
+
+revoke all on function chatledger.merge_keys(jsonb, jsonb) from public;
+comment on function chatledger.merge_keys(jsonb, jsonb) is 'Internal: merges metadata key by key.';

@@ -1,0 +1,57 @@
+-- message_problem(p_message) -> text[]
+-- What is wrong with a message: array[field, problem], or null when it can be stored. Never quotes the message's
+-- content, since problems end in logs. Internal; one expression, so that Postgres inlines it into append_messages.
+create or replace function chatledger.message_problem(p_message jsonb)
+returns text[]
+language sql
+immutable
+as $function$
+    select case
+        when p_message is null then
+            array['', 'is null; expected a JSON object']
+        when jsonb_typeof(p_message) <> 'object' then
+            array['', format('is a JSON %s; expected an object', jsonb_typeof(p_message))]
+        when not p_message ? 'role' then
+            array['role', 'is missing']
+        when jsonb_typeof(p_message -> 'role') <> 'string'
+            or not p_message ->> 'role' = any ('{system,developer,user,assistant,tool,function}') then
+            array['role', 'is unknown; expected system, developer, user, assistant, tool or function']
+        when p_message ? 'message_id' and (jsonb_typeof(p_message -> 'message_id') <> 'string'
+            or char_length(p_message ->> 'message_id') not between 1 and 255) then
+            array['message_id', 'must be a string of 1 to 255 characters']
+        when p_message ? 'content' and jsonb_typeof(p_message -> 'content') not in ('string', 'null')
+            and not (jsonb_typeof(p_message -> 'content') = 'array'
+                and not p_message -> 'content' @? 'strict $[*] ? (@.type() <> "object")') then
+            array['content', 'must be a string, a list of objects or null']
+        when p_message ->> 'role' = 'tool' and (not p_message ? 'tool_call_id'
+            or jsonb_typeof(p_message -> 'tool_call_id') <> 'string' or p_message ->> 'tool_call_id' = '') then
+            array['tool_call_id', 'is missing: a tool message names the call that it answers']
+        when p_message ? 'tool_call_id' and jsonb_typeof(p_message -> 'tool_call_id') not in ('string', 'null') then
+            array['tool_call_id', 'must be a string']
+        when p_message ? 'tool_calls' and jsonb_typeof(p_message -> 'tool_calls') <> 'null'
+            and not (jsonb_typeof(p_message -> 'tool_calls') = 'array'
+                and not p_message -> 'tool_calls' @? 'strict $[*] ? (@.type() <> "object")') then
+            array['tool_calls', 'must be a list of objects']
+        when jsonb_typeof(p_message -> 'tool_calls') = 'array'
+            and p_message -> 'tool_calls' @? '$[*] ? (!exists (@.id ? (@.type() == "string" && @ <> "")))' then
+            array['tool_calls', 'has a tool call without an id']
+        when jsonb_typeof(p_message -> 'tool_calls') = 'array'
+            and p_message -> 'tool_calls' @? '$[*] ? (!exists (@.function.name ? (@.type() == "string" && @ <> ""))
+                && !exists (@.custom.name ? (@.type() == "string" && @ <> "")))' then
+            array['tool_calls', 'has a tool call without a function name']
+        when p_message ? 'function_call' and jsonb_typeof(p_message -> 'function_call') not in ('object', 'null') then
+            array['function_call', 'must be an object']
+        when p_message ? 'name' and jsonb_typeof(p_message -> 'name') not in ('string', 'null') then
+            array['name', 'must be a string']
+        when p_message ? 'refusal' and jsonb_typeof(p_message -> 'refusal') not in ('string', 'null') then
+            array['refusal', 'must be a string']
+        when p_message ? 'metadata' and jsonb_typeof(p_message -> 'metadata') not in ('object', 'null') then
+            array['metadata', 'must be an object']
+        when p_message ? 'duration_ms' and jsonb_typeof(p_message -> 'duration_ms') <> 'null'
+            and not p_message -> 'duration_ms' @? 'strict $ ? (@ >= 0 && @ <= 2147483647 && @ == @.floor())' then
+            array['duration_ms', 'must be a whole number of milliseconds']
+    end
+$function$;
+
+revoke all on function chatledger.message_problem(jsonb) from public;
+comment on function chatledger.message_problem(jsonb) is 'Internal: what is wrong with a message, or null.';

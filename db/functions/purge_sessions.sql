@@ -1,0 +1,42 @@
+-- purge_sessions(p_older_than, p_limit) -> integer, how many sessions went
+--
+-- Removes sessions that nobody changed for so long, and the ids of sessions deleted so long ago. One bounded batch a
+-- call, so that locks and the transaction stay short: call again until it returns 0. Sessions that somebody is writing
+-- to are left out.
+--
+-- Lock:   the rows of the batch.
+-- Raises: CL008 invalid argument.
+-- Example: select chatledger.purge_sessions('180 days');
+create or replace function chatledger.purge_sessions(p_older_than interval, p_limit integer default 1000)
+returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    v_before timestamptz := clock_timestamp() - p_older_than;
+    v_purged integer;
+begin
+    if p_older_than is null or p_older_than < interval '0' then
+        perform chatledger.raise_invalid_argument('older_than', 'must be an interval of 0 or more');
+    end if;
+    if p_limit is null or p_limit not between 1 and 100000 then
+        perform chatledger.raise_invalid_argument('limit', 'must be from 1 to 100000');
+    end if;
+
+    -- Messages and all else go with the row, by their foreign keys.
+    delete from chatledger.sessions as s
+    where s.id = any (array(
+        select old.id
+        from chatledger.sessions as old
+        where old.pinned in (false, true) and old.active_hour <= v_before and old.updated_at < v_before
+        limit p_limit
+        for update skip locked));
+    get diagnostics v_purged = row_count;
+    return v_purged;
+end
+$function$;
+
+revoke all on function chatledger.purge_sessions(interval, integer) from public;
+grant execute on function chatledger.purge_sessions(interval, integer) to chatledger_admin;
+comment on function chatledger.purge_sessions(interval, integer) is 'Retention: removes old sessions, a bounded batch a call.';

@@ -1,0 +1,84 @@
+-- read_session(p_session_id, p_user_id, p_since_version, p_since_sequence, p_last)
+--     -> a row with the header in "session", then a row a message, in order of their sequence
+--
+-- A session and its messages, of one moment, in one call. No row at all when the session is missing, deleted or another
+-- user's.
+--
+-- p_since_version, p_since_sequence  the header's version and next_sequence of an earlier read: only what changed since,
+--     that is new messages, and earlier ones that were amended or removed (removed = true, without content). Both or none.
+-- p_last  only the last so many messages, reaching back like get_messages
+--
+-- Stable, so that all its statements see the snapshot of the calling query.
+-- Raises: CL008 invalid argument.
+-- Example: select session, sequence, role, content from chatledger.read_session('s1');
+create or replace function chatledger.read_session(
+    p_session_id text,
+    p_user_id text default null,
+    p_since_version bigint default null,
+    p_since_sequence integer default null,
+    p_last integer default null
+)
+returns table (
+    session jsonb, sequence integer, message_id text, role text, content text, content_parts jsonb, name text,
+    tool_call_id text, refusal text, tool_calls jsonb, function_call jsonb, metadata jsonb, duration_ms integer,
+    extra jsonb, amended_version bigint, created_at timestamptz, removed boolean
+)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $function$
+#variable_conflict use_column
+declare
+    v_session chatledger.sessions;
+    v_start   integer := 0;
+begin
+    if p_last < 1 then
+        perform chatledger.raise_invalid_argument('last', 'must be 1 or more, or null for all');
+    end if;
+    if (p_since_version is null) <> (p_since_sequence is null) then
+        perform chatledger.raise_invalid_argument('since_version', 'and since_sequence go together');
+    end if;
+
+    select s.* into v_session
+    from chatledger.sessions as s
+    where s.id = p_session_id and s.deleted_at is null and (p_user_id is null or s.user_id = p_user_id);
+    if not found then
+        return;
+    end if;
+
+    return query
+        select to_jsonb(chatledger.header_of(v_session)), null::integer, null::text, null::text, null::text, null::jsonb,
+            null::text, null::text, null::text, null::jsonb, null::jsonb, null::jsonb, null::integer, null::jsonb,
+            null::bigint, null::timestamptz, null::boolean;
+    if v_session.version = p_since_version then
+        return;
+    end if;
+
+    if p_since_version is not null then
+        return query
+            select null::jsonb, m.sequence, m.message_id, m.role, m.content, m.content_parts, m.name, m.tool_call_id,
+                m.refusal, m.tool_calls, m.function_call, m.metadata, m.duration_ms, m.extra, m.amended_version,
+                m.created_at, m.removed
+            from chatledger.messages as m
+            where m.session_id = p_session_id and m.amended_version > p_since_version and m.sequence < p_since_sequence
+            order by m.sequence;
+        v_start := p_since_sequence;
+    end if;
+    if p_last is not null then
+        v_start := greatest(v_start, chatledger.page_start(p_session_id, null, p_last));
+    end if;
+
+    return query
+        select null::jsonb, m.sequence, m.message_id, m.role, m.content, m.content_parts, m.name, m.tool_call_id,
+            m.refusal, m.tool_calls, m.function_call, m.metadata, m.duration_ms, m.extra, m.amended_version,
+            m.created_at, m.removed
+        from chatledger.messages as m
+        where m.session_id = p_session_id and m.sequence >= v_start and not m.removed
+        order by m.sequence;
+end
+$function$;
+
+revoke all on function chatledger.read_session(text, text, bigint, integer, integer) from public;
+grant execute on function chatledger.read_session(text, text, bigint, integer, integer) to chatledger_reader, chatledger_writer;
+comment on function chatledger.read_session(text, text, bigint, integer, integer) is
+    'A session and its messages, or what changed since a version.';

@@ -1,0 +1,61 @@
+-- update_session(p_session_id, p_user_id, p_title, p_only_if_empty, p_metadata, p_pinned, p_status)
+--     -> chatledger.session_header, as it is afterwards
+--
+-- Changes what is given; a null argument leaves its field alone.
+--
+-- p_only_if_empty  set the title only while the session has none (null or '')
+-- p_metadata       merged key by key; a key given as null is removed
+--
+-- Idempotent: setting what is already so changes nothing, the version neither.
+-- Lock:   the session's row.
+-- Raises: CL001 session not found, CL008 invalid argument; 40001.
+-- Example: select * from chatledger.update_session('s1', p_title => 'Trip to Oslo', p_only_if_empty => true);
+create or replace function chatledger.update_session(
+    p_session_id text,
+    p_user_id text default null,
+    p_title text default null,
+    p_only_if_empty boolean default false,
+    p_metadata jsonb default null,
+    p_pinned boolean default null,
+    p_status text default null
+)
+returns chatledger.session_header
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    v_session chatledger.sessions;
+    v_changed chatledger.sessions;
+begin
+    if jsonb_typeof(p_metadata) <> 'object' then
+        perform chatledger.raise_invalid_argument('metadata', 'must be a JSON object');
+    end if;
+
+    v_session := chatledger.lock_session(p_session_id, p_user_id);
+
+    v_changed := v_session;
+    if not p_only_if_empty or coalesce(v_session.title, '') = '' then
+        v_changed.title := coalesce(p_title, v_session.title);
+    end if;
+    if p_metadata is not null then
+        v_changed.metadata := chatledger.merge_keys(v_session.metadata, p_metadata);
+    end if;
+    v_changed.pinned := coalesce(p_pinned, v_session.pinned);
+    v_changed.status := coalesce(p_status, v_session.status);
+
+    if v_changed is distinct from v_session then
+        update chatledger.sessions as s
+        set title = v_changed.title, metadata = v_changed.metadata, pinned = v_changed.pinned, status = v_changed.status,
+            version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at)
+        where s.id = p_session_id
+        returning s.* into v_changed;
+    end if;
+    return chatledger.header_of(v_changed);
+end
+$function$;
+
+revoke all on function chatledger.update_session(text, text, text, boolean, jsonb, boolean, text) from public;
+grant execute on function chatledger.update_session(text, text, text, boolean, jsonb, boolean, text) to chatledger_writer;
+comment on function chatledger.update_session(text, text, text, boolean, jsonb, boolean, text) is
+    'Changes a session''s title, metadata, pin and status.';
