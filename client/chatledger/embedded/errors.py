@@ -1,0 +1,7 @@
+"""The one error of the embedded servers."""
+
+from chatledger.errors import ChatLedgerError
+
+
+class EmbeddedError(ChatLedgerError):
+    """The embedded servers cannot be started; the message says what to do."""
