@@ -25,7 +25,7 @@ begin
         or exists (select from chatledger.migrations where number > 1)
     then
         raise exception using errcode = 'CL012',
-            message = format('the database is newer than this chatledger: it has release %s, this is 0.1.0', v_release),
+            message = format('the database has release %s, newer than this chatledger (0.1.0)', v_release),
             hint = format('Install chatledger %s or newer.', v_release);
     end if;
     select applied.name into v_changed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
-from chatledger.errors import ChatLedgerError, DatabaseUnavailable, from_postgres
+from chatledger.errors import ChatLedgerError, DatabaseUnavailable, InvalidArgument, MigrationError, from_postgres
 
 if TYPE_CHECKING:
     from chatledger.config import Settings
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+
+class _ConnectionLost(Exception):
+    """The answer got lost: the call may have been committed."""
+
+
 # The server says that nothing of the call was kept.
 _NOT_DONE = (
     asyncpg.SerializationError,
@@ -26,14 +31,7 @@ _NOT_DONE = (
     asyncpg.TooManyConnectionsError,
     asyncpg.CannotConnectNowError,
 )
-# The answer got lost: the call may have been committed.
-_UNKNOWN = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    OSError,
-)
+_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, OSError)
 
 
 class Database:
@@ -65,30 +63,58 @@ class Database:
         deadline = self._loop.time() + self._settings.retry_deadline
         pause = 0.01
         while True:
-            sent = False
             try:
-                async with self._source.acquire() as connection:
-                    sent = True
-                    return await _translated(call, connection)
-            except (*_NOT_DONE, *_UNKNOWN) as error:
-                lost = sent and not isinstance(error, _NOT_DONE)
-                if (lost and not repeatable) or self._loop.time() + pause > deadline:
+                return await _attempt(call, self._source)
+            except (_ConnectionLost, *_NOT_DONE, *_LOST) as error:
+                may_be_done = isinstance(error, _ConnectionLost)
+                if (may_be_done and not repeatable) or self._loop.time() + pause > deadline:
                     raise DatabaseUnavailable(
                         f"the database did not answer: {error}",
-                        hint="Check that Postgres runs and has free connections. The call may have gone through; making "
-                        "it again with the same ids is safe"
-                        if repeatable
-                        else "Look at what is stored before you repeat the call",
+                        hint="The call may have gone through: look before you make it again"
+                        if may_be_done and not repeatable
+                        else "Check that Postgres runs and has free connections. Calling again is safe",
                     ) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, 1.0)
+
+
+async def _attempt(call: Callable[[Connection], Awaitable[Result]], pool: Pool) -> Result:
+    async with pool.acquire() as connection:
+        try:
+            return await _translated(call, connection)
+        except _LOST as error:
+            raise _ConnectionLost(str(error)) from error
+        except asyncpg.InternalClientError as error:
+            # What asyncpg says when the server ended the connection just as the call began.
+            connection.terminate()
+            raise _ConnectionLost(str(error)) from error
+        except asyncpg.InterfaceError as error:
+            if connection.is_closed():
+                raise _ConnectionLost(str(error)) from error
+            raise
+
+
+async def _translated(call: Callable[[Connection], Awaitable[Result]], connection: Connection) -> Result:
+    try:
+        return await call(connection)
+    except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError) as error:
+        raise MigrationError(
+            "the database has no chatledger of this release", hint="Run `chatledger migrate` on it"
+        ) from error
+    except asyncpg.DataError as error:
+        raise InvalidArgument(str(error)) from error
+    except asyncpg.PostgresError as error:
+        ours = from_postgres(error)
+        if ours is None:
+            raise
+        raise ours from error
 
 
 async def open_pool(database_url: str, settings: Settings) -> Pool:
     """Open a pool that runs no reset query on release: our calls leave nothing behind on a connection."""
     return await asyncpg.create_pool(
         database_url,
-        min_size=1,
+        min_size=0,
         max_size=settings.pool_size,
         statement_cache_size=100 if settings.prepared_statements else 0,
         reset=_leave_as_is,
@@ -97,13 +123,3 @@ async def open_pool(database_url: str, settings: Settings) -> Pool:
 
 async def _leave_as_is(connection: Connection) -> None:
     pass
-
-
-async def _translated(call: Callable[[Connection], Awaitable[Result]], connection: Connection) -> Result:
-    try:
-        return await call(connection)
-    except asyncpg.PostgresError as error:
-        ours = from_postgres(error)
-        if ours is None:
-            raise
-        raise ours from error

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     Row = asyncpg.Record | dict[str, Any]
 
 Header = TypeVar("Header", bound=SessionHeader)
-Found = TypeVar("Found")
 
 
 async def create_session(
@@ -42,7 +41,8 @@ async def create_session(
     metadata: str | None,
     status: str,
 ) -> SessionHeader:
-    row = await connection.fetchrow(
+    row = await _row(
+        connection,
         "select * from chatledger.create_session($1, $2, $3, $4::text::jsonb, $5)",
         session_id,
         user_id,
@@ -81,7 +81,8 @@ async def amend_message(
     user_id: str | None,
     fence: int | None,
 ) -> AmendReceipt:
-    row = await connection.fetchrow(
+    row = await _row(
+        connection,
         "select * from chatledger.amend_message($1, $2, $3::text::jsonb, $4, $5, $6)",
         session_id,
         message_id,
@@ -90,7 +91,7 @@ async def amend_message(
         user_id,
         fence,
     )
-    return AmendReceipt(*_one(row))
+    return AmendReceipt(*row)
 
 
 async def add_tool_call(
@@ -101,7 +102,8 @@ async def add_tool_call(
     message_id: str,
     fence: int | None,
 ) -> ToolCallReceipt:
-    row = await connection.fetchrow(
+    row = await _row(
+        connection,
         "select * from chatledger.add_tool_call($1, $2::text::jsonb, $3, $4, $5)",
         session_id,
         tool_call,
@@ -109,7 +111,7 @@ async def add_tool_call(
         message_id,
         fence,
     )
-    return ToolCallReceipt(*_one(row))
+    return ToolCallReceipt(*row)
 
 
 async def read_session(
@@ -121,6 +123,16 @@ async def read_session(
     if not rows:
         return None
     return _header(ChatSession, _json(rows[0]["session"]), messages=[_message(row) for row in rows[1:]])
+
+
+async def read_bodies(
+    connection: Connection, session_id: str, user_id: str | None
+) -> tuple[SessionHeader, list[tuple[str, dict[str, Any]]]] | None:
+    """Read a session's messages as they came in: what was given as null is null, what was absent is absent."""
+    rows = await connection.fetch("select * from chatledger.read_session($1, $2)", session_id, user_id)
+    if not rows:
+        return None
+    return _header(SessionHeader, _json(rows[0]["session"])), [(row["message_id"], _body(row)) for row in rows[1:]]
 
 
 async def get_messages(
@@ -164,7 +176,8 @@ async def update_session(
     pinned: bool | None,
     status: str | None,
 ) -> SessionHeader:
-    row = await connection.fetchrow(
+    row = await _row(
+        connection,
         "select * from chatledger.update_session($1, $2, $3, $4, $5::text::jsonb, $6, $7)",
         session_id,
         user_id,
@@ -189,7 +202,8 @@ async def truncate_session(
     expected_sequence: int | None,
     fence: int | None,
 ) -> Truncation:
-    row = await connection.fetchrow(
+    row = await _row(
+        connection,
         "select * from chatledger.truncate_session($1, $2, $3, $4, $5)",
         session_id,
         from_sequence,
@@ -197,7 +211,7 @@ async def truncate_session(
         expected_sequence,
         fence,
     )
-    return Truncation(*_one(row))
+    return Truncation(*row)
 
 
 async def fork_session(
@@ -208,7 +222,8 @@ async def fork_session(
     user_id: str | None,
     title: str | None,
 ) -> SessionHeader:
-    row = await connection.fetchrow(
+    row = await _row(
+        connection,
         "select * from chatledger.fork_session($1, $2, $3, $4, $5)",
         session_id,
         new_session_id,
@@ -222,7 +237,8 @@ async def fork_session(
 async def record_usage(
     connection: Connection, session_id: str, usage_id: str, usage: Usage, user_id: str | None
 ) -> SessionHeader:
-    row = await connection.fetchrow(
+    row = await _row(
+        connection,
         "select * from chatledger.record_usage($1, $2, $3, $4, $5, $6)",
         session_id,
         usage_id,
@@ -247,24 +263,30 @@ async def purge_sessions(connection: Connection, older_than: timedelta, limit: i
     return int(await connection.fetchval("select * from chatledger.purge_sessions($1, $2)", older_than, limit))
 
 
-_JSON_FIELDS = ("content_parts", "tool_calls", "function_call", "metadata")
+_TEXT_FIELDS = ("role", "content", "name", "tool_call_id", "refusal", "duration_ms")
+_JSON_FIELDS = {
+    "content_parts": "content",
+    "tool_calls": "tool_calls",
+    "function_call": "function_call",
+    "metadata": "metadata",
+}
+
+
+def _body(row: Row) -> dict[str, Any]:
+    body = {key: row[key] for key in _TEXT_FIELDS if row[key] is not None}
+    body |= {key: _json(row[column]) for column, key in _JSON_FIELDS.items() if row[column] is not None}
+    body |= _json(row["extra"] or "{}")
+    return body
 
 
 def _message(row: Row) -> ChatMessage:
-    fields = {key: value for key, value in row.items() if value is not None}
-    for session_key in ("session", "removed"):
-        fields.pop(session_key, None)
-    for key in _JSON_FIELDS:
-        if key in fields:
-            fields[key] = _json(fields[key])
-    if "content_parts" in fields:
-        fields["content"] = fields.pop("content_parts")
-    # A key that the caller used and that is now ours: its place in the ledger wins.
-    return ChatMessage.model_validate(_json(fields.pop("extra", "{}")) | fields)
+    # The place comes last: where the caller's message had such a key of its own, ours wins in the model.
+    place = {key: row[key] for key in ("message_id", "sequence", "created_at", "amended_version")}
+    return ChatMessage.model_validate(_body(row) | place)
 
 
-def _header(model: type[Header], row: Row | None, **more: Any) -> Header:
-    fields = dict(_one(row).items()) | more
+def _header(model: type[Header], row: Row, **more: Any) -> Header:
+    fields: dict[str, Any] = dict(row.items()) | more
     fields["metadata"] = _json(fields["metadata"])
     fields["usage"] = {key: fields.pop(key) for key in Usage.model_fields}
     return model.model_validate(fields)
@@ -274,7 +296,5 @@ def _json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
 
 
-def _one(row: Found | None) -> Found:
-    if row is None:  # cannot be: these functions return a row or raise
-        raise LookupError("the database function returned no row")
-    return row
+async def _row(connection: Connection, query: str, *arguments: Any) -> asyncpg.Record:
+    return (await connection.fetch(query, *arguments))[0]

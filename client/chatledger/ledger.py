@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
-import asyncpg
-
 from chatledger import functions
 from chatledger.config import Settings
-from chatledger.connections import Database, open_pool
+from chatledger.connections import Database, Result, open_pool
 from chatledger.encoding import clean_text, encode_message, encode_object
-from chatledger.errors import ChatLedgerError
 from chatledger.migrations import migrate
 from chatledger.models import (
     AmendReceipt,
@@ -44,15 +41,16 @@ class ChatLedger:
         ...     await ledger.append_messages(session.session_id, [ChatMessage(role="user", content="hi")])
 
     Args:
-        database: A URL; or a pool or connection of the caller's, which stays the caller's to close. On a connection every
-            call joins the transaction that is open there, so that messages and business rows commit together. Without
-            one, the URL from ``CHATLEDGER_DATABASE_URL``; without that, an embedded Postgres.
+        database: A URL; or a pool or connection of the caller's, which stays the caller's to close. On a connection
+            every call joins the transaction that is open there, so that messages and business rows commit together.
+            Without one, the URL from ``CHATLEDGER_DATABASE_URL``; without that, an embedded Postgres.
         settings: Instead of those from the environment.
 
     Every method that takes ``user_id`` answers for a session of another user as for one that is not there; None is a
-    trusted caller. Every method raises a :class:`ChatLedgerError`: :class:`DatabaseUnavailable` when Postgres cannot be
-    reached until the retry deadline, besides those that it names. A call that was cancelled may have been committed;
-    making it again with the same ids is safe.
+    trusted caller. Besides what it names, every method raises :class:`DatabaseUnavailable` when Postgres cannot be
+    reached until the retry deadline, :class:`MigrationError` when the database has no ledger, and asyncpg's own errors
+    for the rest (a missing permission, a full disk). A call that was cancelled may have been committed; making it again
+    with the same ids is safe.
     """
 
     def __init__(self, database: str | Pool | Connection | None = None, *, settings: Settings | None = None) -> None:
@@ -65,12 +63,16 @@ class ChatLedger:
 
     async def open(self) -> Self:
         """Connect; the first call does it too. An embedded database is started, and migrated."""
-        async with self._opening:
-            if self._database is None:
-                await self._connect()
+        await self._open_database()
         return self
 
-    async def _connect(self) -> None:
+    async def _open_database(self) -> Database:
+        async with self._opening:
+            if self._database is None:
+                self._database = await self._connect()
+            return self._database
+
+    async def _connect(self) -> Database:
         source = self._given
         if source is None:
             from chatledger import embedded
@@ -81,7 +83,7 @@ class ChatLedger:
                 await migrate(connection)
         elif isinstance(source, str):
             source = self._pool = await open_pool(source, self._settings)
-        self._database = Database(source, self._settings)
+        return Database(source, self._settings)
 
     async def close(self) -> None:
         """Close what this ledger opened. Harmless when closed already."""
@@ -106,12 +108,9 @@ class ChatLedger:
             return self._servers.database_url
         return self._given if isinstance(self._given, str) else None
 
-    async def _open_database(self) -> Database:
-        if self._database is None:
-            await self.open()
-        if self._database is None:
-            raise ChatLedgerError("this ChatLedger is closed", hint="Open it again")
-        return self._database
+    async def _run(self, call: Callable[[Connection], Awaitable[Result]], *, repeatable: bool = True) -> Result:
+        database = self._database or await self._open_database()
+        return await database.run(call, repeatable=repeatable)
 
     # Sessions
 
@@ -137,7 +136,6 @@ class ChatLedger:
             SessionNotFound: The id belongs to another user, or to a session that was deleted.
             InvalidArgument: An id or the metadata cannot be stored.
         """
-        database = await self._open_database()
         arguments = (
             clean_text(session_id) if session_id is not None else new_id(),
             _clean(user_id),
@@ -145,7 +143,7 @@ class ChatLedger:
             _encoded(metadata, "metadata"),
             clean_text(status),
         )
-        return await database.run(lambda c: functions.create_session(c, *arguments))
+        return await self._run(lambda c: functions.create_session(c, *arguments))
 
     async def get_session(
         self, session_id: str, *, user_id: str | None = None, last: int | None = None
@@ -157,9 +155,8 @@ class ChatLedger:
             user_id: Who asks.
             last: Only the last so many messages; some more where the first would be a tool result without its call.
         """
-        database = await self._open_database()
         arguments = (clean_text(session_id), _clean(user_id), last)
-        return await database.run(lambda c: functions.read_session(c, *arguments))
+        return await self._run(lambda c: functions.read_session(c, *arguments))
 
     async def list_sessions(
         self,
@@ -182,9 +179,8 @@ class ChatLedger:
         Raises:
             InvalidArgument: The limit or the cursor is none.
         """
-        database = await self._open_database()
         arguments = (_clean(user_id), limit, _clean(cursor), _clean(title), _clean(status))
-        return await database.run(lambda c: functions.list_sessions(c, *arguments))
+        return await self._run(lambda c: functions.list_sessions(c, *arguments))
 
     async def update_session(
         self,
@@ -211,7 +207,6 @@ class ChatLedger:
         Raises:
             SessionNotFound: No such session.
         """
-        database = await self._open_database()
         arguments = (
             clean_text(session_id),
             _clean(user_id),
@@ -221,16 +216,15 @@ class ChatLedger:
             pinned,
             _clean(status),
         )
-        return await database.run(lambda c: functions.update_session(c, *arguments))
+        return await self._run(lambda c: functions.update_session(c, *arguments))
 
     async def delete_session(self, session_id: str, *, user_id: str | None = None) -> bool:
         """Delete a session for good; return whether there was one to delete.
 
         False also when a first try, whose answer got lost, had deleted it.
         """
-        database = await self._open_database()
         arguments = (clean_text(session_id), _clean(user_id))
-        return await database.run(lambda c: functions.delete_session(c, *arguments))
+        return await self._run(lambda c: functions.delete_session(c, *arguments))
 
     async def fork_session(
         self,
@@ -254,10 +248,9 @@ class ChatLedger:
             SessionNotFound: No such session.
             SessionIdConflict: The new id is already used, and not by this very fork.
         """
-        database = await self._open_database()
         fork_id = clean_text(new_session_id) if new_session_id is not None else new_id()
         arguments = (clean_text(session_id), fork_id, at_sequence, _clean(user_id), _clean(title))
-        return await database.run(lambda c: functions.fork_session(c, *arguments))
+        return await self._run(lambda c: functions.fork_session(c, *arguments))
 
     async def record_usage(
         self, session_id: str, usage: Usage, *, usage_id: str | None = None, user_id: str | None = None
@@ -275,10 +268,9 @@ class ChatLedger:
             UsageConflict: The id was recorded with other numbers.
             InvalidArgument: A number is negative.
         """
-        database = await self._open_database()
         record_id = clean_text(usage_id) if usage_id is not None else new_id()
         arguments = (clean_text(session_id), record_id, usage, _clean(user_id))
-        return await database.run(lambda c: functions.record_usage(c, *arguments))
+        return await self._run(lambda c: functions.record_usage(c, *arguments))
 
     # Messages
 
@@ -313,10 +305,9 @@ class ChatLedger:
 
         NUL characters and lone surrogates, which Postgres cannot store, are stored as U+FFFD.
         """
-        database = await self._open_database()
         encoded = [encode_message(message, index) for index, message in enumerate(messages)]
         arguments = (clean_text(session_id), encoded, _clean(user_id), expected_sequence, fence)
-        return await database.run(lambda c: functions.append_messages(c, *arguments))
+        return await self._run(lambda c: functions.append_messages(c, *arguments))
 
     async def get_messages(
         self,
@@ -341,9 +332,8 @@ class ChatLedger:
             SessionNotFound: No such session.
             InvalidArgument: The limit is below 1.
         """
-        database = await self._open_database()
         arguments = (clean_text(session_id), _clean(user_id), after, before, limit)
-        return await database.run(lambda c: functions.get_messages(c, *arguments))
+        return await self._run(lambda c: functions.get_messages(c, *arguments))
 
     async def amend_message(
         self,
@@ -374,7 +364,6 @@ class ChatLedger:
             InvalidArgument: The patch is none.
             StaleFence: The stream's lease ran out.
         """
-        database = await self._open_database()
         arguments = (
             clean_text(session_id),
             clean_text(message_id),
@@ -383,7 +372,7 @@ class ChatLedger:
             _clean(user_id),
             fence,
         )
-        return await database.run(lambda c: functions.amend_message(c, *arguments))
+        return await self._run(lambda c: functions.amend_message(c, *arguments))
 
     async def add_tool_call(
         self,
@@ -410,7 +399,6 @@ class ChatLedger:
             InvalidMessage: The tool call has no id or no function name.
             StaleFence: The stream's lease ran out.
         """
-        database = await self._open_database()
         arguments = (
             clean_text(session_id),
             encode_object(tool_call, "tool_call"),
@@ -418,7 +406,7 @@ class ChatLedger:
             clean_text(message_id) if message_id is not None else new_id(),
             fence,
         )
-        return await database.run(lambda c: functions.add_tool_call(c, *arguments))
+        return await self._run(lambda c: functions.add_tool_call(c, *arguments))
 
     async def truncate_session(
         self,
@@ -445,9 +433,8 @@ class ChatLedger:
             InvalidArgument: The sequence is negative.
             StaleFence: The stream's lease ran out.
         """
-        database = await self._open_database()
         arguments = (clean_text(session_id), from_sequence, _clean(user_id), expected_sequence, fence)
-        return await database.run(
+        return await self._run(
             lambda c: functions.truncate_session(c, *arguments), repeatable=expected_sequence is not None
         )
 
@@ -459,13 +446,11 @@ class ChatLedger:
         Raises:
             SessionNotFound: No such session.
         """
-        database = await self._open_database()
-        return await database.run(lambda c: functions.verify_session(c, _clean(session_id)))
+        return await self._run(lambda c: functions.verify_session(c, _clean(session_id)))
 
     async def status(self) -> dict[str, str | None]:
         """Return health at a glance: releases, sizes, who waits."""
-        database = await self._open_database()
-        return await database.run(functions.status)
+        return await self._run(functions.status)
 
     async def purge_sessions(self, older_than: timedelta, *, limit: int = 1000) -> int:
         """Remove a batch of sessions that nobody changed for so long; return how many. Call again until it is 0.
@@ -473,8 +458,7 @@ class ChatLedger:
         Raises:
             InvalidArgument: The age is negative or the limit is none.
         """
-        database = await self._open_database()
-        return await database.run(lambda c: functions.purge_sessions(c, older_than, limit))
+        return await self._run(lambda c: functions.purge_sessions(c, older_than, limit))
 
 
 def _clean(text: str | None) -> str | None:

@@ -160,7 +160,7 @@ begin
         or exists (select from chatledger.migrations where number > {migrations()[-1].number})
     then
         raise exception using errcode = 'CL012',
-            message = format('the database is newer than this chatledger: it has release %s, this is {__version__}', v_release),
+            message = format('the database has release %s, newer than this chatledger ({__version__})', v_release),
             hint = format('Install chatledger %s or newer.', v_release);
     end if;
     select applied.name into v_changed

@@ -1,0 +1,41 @@
+# Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
+PYTHON ?= python3
+BIN = .venv/bin
+# Files for `make test` to be about: make test TESTS=tests/client
+TESTS ?= tests
+
+.PHONY: demo test lint types bench install-sql wheel clean
+
+demo: .venv/ready
+	$(BIN)/chatledger demo
+
+test: .venv/ready
+	$(BIN)/pytest -n auto $(TESTS)
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/squawk --config .squawk.toml db/migrations/*.sql
+
+types: .venv/ready
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m bench
+
+# Writes db/install.sql anew, after a file was added to db/ or a new migration was edited.
+install-sql: .venv/ready
+	$(BIN)/python -c "from chatledger.migrations import psql_script; print(psql_script(), end='')" > install.sql.new
+	mv install.sql.new db/install.sql
+
+wheel: .venv/ready
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv dist
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("chatledger needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""``python -m chatledger`` is the program ``chatledger``."""
+
+from chatledger.cli import main
+
+main()

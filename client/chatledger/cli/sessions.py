@@ -1,0 +1,128 @@
+"""Commands on sessions: list, show, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from chatledger.cli.common import FOUND_WRONG, Json, app, errors, output, run
+from chatledger.ledger import ChatLedger
+from chatledger.models import ChatMessage, ChatSession
+
+_COLOURS = {"user": "cyan", "assistant": "green", "tool": "yellow", "function": "yellow"}
+
+
+@app.command("list")
+def list_command(
+    user: Annotated[str | None, typer.Option(help="Only this user's.")] = None,
+    title: Annotated[str | None, typer.Option(help="Only titles that contain this.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List sessions: pinned first, then the last changed first."""
+
+    async def work(ledger: ChatLedger) -> None:
+        page = await ledger.list_sessions(user, title=title, limit=limit)
+        if as_json:
+            for session in page.sessions:
+                typer.echo(session.model_dump_json())
+            return
+        table = Table("session", "user", "title", "messages", "updated", box=None)
+        for session in page.sessions:
+            name = ("* " if session.pinned else "") + (session.title or "")
+            table.add_row(
+                escape(session.session_id),
+                escape(session.user_id or ""),
+                escape(name),
+                f"{session.message_count:,}",
+                f"{session.updated_at:%Y-%m-%d %H:%M}",
+            )
+        output.print(table)
+        if page.cursor is not None:
+            errors.print(f"the first {limit}; --limit shows more", highlight=False)
+
+    run(work)
+
+
+@app.command()
+def show(
+    session_id: str,
+    last: Annotated[int | None, typer.Option(min=1, help="Only the last so many messages.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a conversation."""
+
+    async def work(ledger: ChatLedger) -> int | None:
+        session = await ledger.get_session(session_id, last=last)
+        if session is None:
+            errors.print(f'[bold red]error:[/] session "{escape(session_id)}" not found', highlight=False)
+            return FOUND_WRONG
+        if as_json:
+            typer.echo(session.model_dump_json())
+        else:
+            _print_session(session)
+        return None
+
+    run(work)
+
+
+def _print_session(session: ChatSession) -> None:
+    facts = [f"user {session.user_id}" if session.user_id else "no user", f"{session.message_count} messages"]
+    if session.usage.total_tokens:
+        facts.append(f"{session.usage.total_tokens:,} tokens")
+    output.print(f"[bold]{escape(session.title or session.session_id)}[/]  {escape(', '.join(facts))}", highlight=False)
+    for message in session.messages:
+        output.print(_panel(message))
+
+
+def _panel(message: ChatMessage) -> Panel:
+    parts: list[Any] = []
+    if isinstance(message.content, list):
+        parts += [Text(part.get("text") or f"[{part.get('type', 'part')}]") for part in message.content]
+    elif message.content:
+        parts.append(Text(message.content))
+    if message.refusal:
+        parts.append(Text(message.refusal, style="italic"))
+    for call in message.tool_calls or []:
+        function = call.get("function") or call.get("custom") or {}
+        parts.append(
+            Text(f"→ {function.get('name')}({function.get('arguments', function.get('input', ''))})", style="bold")
+        )
+    title = f"{message.sequence}  {message.role}" + (f"  {message.name}" if message.name else "")
+    return Panel(
+        Group(*parts),
+        title=escape(title),
+        title_align="left",
+        subtitle=f"{message.created_at:%Y-%m-%d %H:%M:%S}" + ("  amended" if message.amended_version else ""),
+        subtitle_align="right",
+        border_style=_COLOURS.get(message.role, "dim"),
+    )
+
+
+@app.command()
+def verify(
+    session_id: Annotated[str | None, typer.Argument(help="Without one, every session.")] = None, as_json: Json = False
+) -> None:
+    """Check stored sessions against the guarantees; exit code 1 when something is wrong."""
+
+    async def work(ledger: ChatLedger) -> int | None:
+        problems = await ledger.verify_session(session_id)
+        for problem in problems:
+            if as_json:
+                typer.echo(json.dumps(dataclasses.asdict(problem)))
+            else:
+                place = f"{problem.session_id}" + (f" {problem.sequence}" if problem.sequence is not None else "")
+                output.print(f"{problem.guarantee}  {place}: {problem.problem}", markup=False, highlight=False)
+        if not problems:
+            errors.print("all is well", highlight=False)
+        return FOUND_WRONG if problems else None
+
+    run(work)

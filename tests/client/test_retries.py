@@ -1,0 +1,151 @@
+"""Calls that are tried again, and calls that must not be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings, functions
+
+Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
+
+
+def user(text: str) -> ChatMessage:
+    return ChatMessage(role="user", content=text)
+
+
+@asynccontextmanager
+async def answers_lost(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1) -> AsyncIterator[list[str]]:
+    """The first calls of an SQL function are committed, and their connection breaks before the answer arrives."""
+    real = getattr(functions, name)
+    lost: list[str] = []
+
+    async def call(connection: Any, *arguments: Any) -> Any:
+        answer = await real(connection, *arguments)
+        if len(lost) < times:
+            lost.append(name)
+            connection.terminate()
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(functions, name, call)
+        yield lost
+
+
+async def test_g3_an_append_whose_answer_got_lost_is_stored_once(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await ledger.create_session()
+    async with answers_lost(monkeypatch, "append_messages", times=2) as lost:
+        receipts = await ledger.append_messages(session.session_id, [{"role": "user", "content": "once"}, user("two")])
+    assert len(lost) == 2
+    assert [(r.sequence, r.appended) for r in receipts] == [(0, False), (1, False)]
+    assert len(await ledger.get_messages(session.session_id)) == 2
+
+
+async def test_creating_forking_adding_calls_and_usage_are_safe_to_repeat(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chatledger import Usage
+
+    async with answers_lost(monkeypatch, "create_session"):
+        session = await ledger.create_session(user_id="u1")
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    async with answers_lost(monkeypatch, "add_tool_call"):
+        await ledger.add_tool_call(session.session_id, call)
+    async with answers_lost(monkeypatch, "record_usage"):
+        counted = await ledger.record_usage(session.session_id, Usage(prompt_tokens=3, total_tokens=3))
+    async with answers_lost(monkeypatch, "fork_session"):
+        await ledger.fork_session(session.session_id)
+    assert counted.usage.total_tokens == 3
+    [message] = await ledger.get_messages(session.session_id)
+    assert message.tool_calls == [call]
+    assert len((await ledger.list_sessions("u1")).sessions) == 2
+
+
+async def test_an_amendment_whose_answer_got_lost_is_not_its_own_conflict(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await ledger.create_session()
+    message = user("one")
+    await ledger.append_messages(session.session_id, [message])
+    async with answers_lost(monkeypatch, "amend_message"):
+        receipt = await ledger.amend_message(
+            session.session_id, message.message_id, {"content": "two"}, expected_version=2
+        )
+    assert receipt.version == 3
+
+
+async def test_truncating_what_was_not_seen_is_not_repeated(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await ledger.create_session()
+    await ledger.append_messages(session.session_id, [user("one"), user("two")])
+    async with answers_lost(monkeypatch, "truncate_session"):
+        with pytest.raises(DatabaseUnavailable, match="may have gone through"):
+            await ledger.truncate_session(session.session_id, 1)
+    async with answers_lost(monkeypatch, "truncate_session") as lost:
+        await ledger.truncate_session(session.session_id, 0, expected_sequence=2)
+    assert lost
+
+
+async def test_connections_that_the_server_ended_are_replaced(ledger: ChatLedger, connect: Connect) -> None:
+    session = await ledger.create_session()
+    killer = await connect()
+    for n in range(3):
+        await killer.fetch(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        [receipt] = await ledger.append_messages(session.session_id, [user(str(n))])
+        assert receipt.sequence == n
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_collisions_under_stricter_isolation_are_retried(
+    database_url: str, connect: Connect, isolation: str
+) -> None:
+    admin = await connect()
+    name = await admin.fetchval("select current_database()")
+    await admin.execute(f"alter database \"{name}\" set default_transaction_isolation = '{isolation}'")
+    async with ChatLedger(database_url) as ledger:
+        session = await ledger.create_session()
+        receipts = await asyncio.gather(
+            *(ledger.append_messages(session.session_id, [user(str(n))]) for n in range(16))
+        )
+    assert sorted(r.sequence for [r] in receipts) == list(range(16))
+
+
+async def test_a_server_that_stays_away_is_an_error_after_the_deadline() -> None:
+    settings = Settings(retry_deadline=0.05)
+    async with ChatLedger("postgresql://nobody@/none?host=/nowhere", settings=settings) as ledger:
+        with pytest.raises(DatabaseUnavailable, match="did not answer"):
+            await ledger.create_session()
+
+
+async def test_a_cancelled_append_may_be_made_again(ledger: ChatLedger, connect: Connect) -> None:
+    session = await ledger.create_session()
+    holder, watcher = await connect(), await connect()
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("select from chatledger.sessions where id = $1 for no key update", session.session_id)
+
+    message = user("once")
+    append = asyncio.create_task(ledger.append_messages(session.session_id, [message]))
+    while not await watcher.fetchval(
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    ):
+        await asyncio.sleep(0)
+    append.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await append
+    await transaction.rollback()
+
+    await ledger.append_messages(session.session_id, [message])
+    assert [m.content for m in await ledger.get_messages(session.session_id)] == ["once"]

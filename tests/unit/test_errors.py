@@ -1,0 +1,30 @@
+"""One error for each SQLSTATE of ours."""
+
+from __future__ import annotations
+
+import re
+
+from chatledger import ChatLedgerError, InvalidMessage, SessionNotFound
+from chatledger.migrations import sql_folder
+
+
+def raised_in_sql() -> set[str]:
+    functions = (sql_folder() / "functions").glob("*.sql")
+    return {code for path in functions for code in re.findall(r"errcode = '(CL\d+)'", path.read_text("utf-8"))}
+
+
+def test_every_sqlstate_that_the_functions_raise_has_an_error() -> None:
+    known = {error.sqlstate for error in ChatLedgerError.__subclasses__()}
+    assert raised_in_sql()
+    assert raised_in_sql() <= known
+
+
+def test_the_text_says_what_was_wrong_and_what_to_do() -> None:
+    error = SessionNotFound("session not found", detail={"session_id": "s1"}, hint="Create it first")
+    assert str(error) == "session not found. Create it first"
+    assert error.detail == {"session_id": "s1"}
+
+
+def test_session_not_found_and_invalid_message_are_value_errors() -> None:
+    assert issubclass(SessionNotFound, ValueError)
+    assert issubclass(InvalidMessage, ValueError)

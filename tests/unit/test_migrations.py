@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import re
+
+import chatledger
+from chatledger.migrations import definitions, migrations, psql_script, sql_folder
+
+
+def test_install_sql_is_what_make_install_sql_writes() -> None:
+    assert (sql_folder() / "install.sql").read_text("utf-8") == psql_script(), "run `make install-sql`"
+
+
+def test_migrations_are_numbered_from_one_without_a_gap() -> None:
+    assert [migration.number for migration in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+def test_migrations_do_not_call_our_functions() -> None:
+    functions = [path.stem for path in definitions() if path.parent.name == "functions"]
+    for migration in migrations():
+        for function in functions:
+            assert not re.search(rf"chatledger\.{function}\s*\(", migration.sql), (migration.name, function)
+
+
+def test_version_sql_has_the_release_of_the_package() -> None:
+    text = (sql_folder() / "functions" / "version.sql").read_text("utf-8")
+    assert f"'{chatledger.__version__}'" in text

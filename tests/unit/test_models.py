@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from pydantic import ValidationError
+
+from chatledger import ChatMessage, ChatSession
+
+
+def test_each_message_has_an_id_of_its_own() -> None:
+    assert ChatMessage(role="user").message_id != ChatMessage(role="user").message_id
+
+
+def test_unknown_keys_stay() -> None:
+    message = ChatMessage.model_validate({"role": "assistant", "reasoning_content": "hm", "audio": None})
+    dumped = message.model_dump()
+    assert (dumped["reasoning_content"], dumped["audio"]) == ("hm", None)
+
+
+def test_an_unknown_role_is_refused() -> None:
+    with pytest.raises(ValidationError, match="role"):
+        ChatMessage.model_validate({"role": "narrator"})
+
+
+def test_a_session_goes_through_json_and_back_unchanged() -> None:
+    now = datetime.now(UTC)
+    session = ChatSession(
+        session_id="s1",
+        started_at=now,
+        updated_at=now,
+        metadata={"a": [1, None]},
+        messages=[ChatMessage(role="user", content=[{"type": "text", "text": "hi"}], sequence=0, created_at=now)],
+    )
+    assert ChatSession.model_validate_json(session.model_dump_json()) == session
