@@ -34,6 +34,7 @@ declare
     v_ids      text[];
     v_new      jsonb[] := p_messages;
     v_new_ids  text[];
+    v_inserted integer;
     v_index    integer;
     v_conflict text;
     v_now      timestamptz;
@@ -54,12 +55,30 @@ begin
     -- committed while this one waited for the lock.
     v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
 
-    -- Ids that are stored already, or come twice in this batch.
-    if exists (
-            select from chatledger.messages as stored
-            where stored.session_id = p_session_id and stored.message_id = any (v_ids))
-        or cardinality(v_ids) > (select count(distinct id) from unnest(v_ids) as id)
-    then
+    -- Never before the last write, also when the clock stepped back.
+    v_now := greatest(clock_timestamp(), v_session.updated_at);
+
+    loop
+        -- The unique index finds the ids that are stored, whatever the planner believes of the table.
+        insert into chatledger.messages (
+            session_id, sequence, message_id, role, content, content_parts, name, tool_call_id, refusal, tool_calls,
+            function_call, metadata, duration_ms, extra, created_at)
+        select
+            p_session_id, v_session.next_sequence + input.position::integer - 1, input.id, field.role, field.content,
+            field.content_parts, field.name, field.tool_call_id, field.refusal, field.tool_calls, field.function_call,
+            field.metadata, field.duration_ms, field.extra, v_now
+        from unnest(v_new, v_new_ids) with ordinality as input (message, id, position)
+        cross join lateral chatledger.message_columns(input.message) as field
+        order by input.position
+        on conflict (session_id, message_id) do nothing;
+        get diagnostics v_inserted = row_count;
+        exit when v_inserted = cardinality(v_new);
+
+        -- Some ids are stored already, or come twice in this batch: take the others back, since they would leave gaps,
+        -- and go on with only what is new.
+        delete from chatledger.messages as m
+        where m.session_id = p_session_id and m.sequence >= v_session.next_sequence;
+
         -- The same id stands for the same body, or the caller is wrong.
         select repeated.position - 1, repeated.id
         into v_index, v_conflict
@@ -97,10 +116,10 @@ begin
                 where stored.session_id = p_session_id and stored.message_id = input.id)
             order by input.id, input.position
         ) as fresh;
-    end if;
+    end loop;
 
-    if cardinality(v_new) > 0 then
-        -- After the lookup: the retry of an append that went through must not conflict with itself.
+    if v_inserted > 0 then
+        -- Only now, when something new was stored: the retry of an append that went through must not conflict with itself.
         if p_expected_sequence <> v_session.next_sequence then
             raise exception using
                 errcode = 'CL002',
@@ -111,25 +130,12 @@ begin
                 hint = 'Nothing was stored. Somebody appended since: read what is new, then decide again.';
         end if;
 
-        -- Never before the last write, also when the clock stepped back.
-        v_now := greatest(clock_timestamp(), v_session.updated_at);
-
-        insert into chatledger.messages (
-            session_id, sequence, message_id, role, content, content_parts, name, tool_call_id, refusal, tool_calls,
-            function_call, metadata, duration_ms, extra, created_at)
-        select
-            p_session_id, v_session.next_sequence + input.position::integer - 1, input.id, field.role, field.content,
-            field.content_parts, field.name, field.tool_call_id, field.refusal, field.tool_calls, field.function_call,
-            field.metadata, field.duration_ms, field.extra, v_now
-        from unnest(v_new, v_new_ids) with ordinality as input (message, id, position)
-        cross join lateral chatledger.message_columns(input.message) as field;
-
         update chatledger.sessions as s
-        set next_sequence = s.next_sequence + cardinality(v_new), version = s.version + 1, updated_at = v_now
+        set next_sequence = s.next_sequence + v_inserted, version = s.version + 1, updated_at = v_now
         where s.id = p_session_id;
     end if;
 
-    if cardinality(v_new) = cardinality(p_messages) then
+    if v_inserted = cardinality(p_messages) then
         return query
             select input.id, v_session.next_sequence + input.position::integer - 1, v_now, true
             from unnest(v_ids) with ordinality as input (id, position)

@@ -124,7 +124,7 @@ async def test_a_window_and_pages(ledger: ChatLedger) -> None:
 async def test_a_window_never_starts_inside_a_tool_group(ledger: ChatLedger) -> None:
     session = await ledger.create_session()
     calls = [{**CALL, "id": f"c{n}"} for n in range(40)]
-    results = [ChatMessage(role="tool", tool_call_id=call["id"], content="ok") for call in calls]  # type: ignore[arg-type]
+    results = [ChatMessage(role="tool", tool_call_id=call["id"], content="ok") for call in calls]
     await ledger.append_messages(
         session.session_id, [user(), ChatMessage(role="assistant", tool_calls=calls), *results]
     )
@@ -382,7 +382,7 @@ async def test_a_pool_of_the_callers_stays_open_and_may_decode_json(database_url
         for name in ("json", "jsonb"):
             await connection.set_type_codec(name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
 
-    async with asyncpg.create_pool(database_url, init=set_codec) as pool:  # type: ignore[arg-type]
+    async with asyncpg.create_pool(database_url, init=set_codec) as pool:
         async with ChatLedger(pool) as ledger:
             session = await ledger.create_session(metadata={"a": 1})
             await ledger.append_messages(session.session_id, [user("hi", metadata={"b": [2]})])

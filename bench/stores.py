@@ -1,0 +1,84 @@
+"""What is measured: three ways to append to the same Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from chatledger import ChatLedger, ChatMessage
+from chatledger.demo import naive
+
+if TYPE_CHECKING:
+    from chatledger.connections import Pool
+
+
+class Store(Protocol):
+    """A way to append a batch to a session."""
+
+    name: str
+
+    async def append(self, session_id: str, messages: Sequence[ChatMessage]) -> None:
+        """Store a batch."""
+
+
+class Chatledger:
+    """The client as an application calls it: models in, receipts out."""
+
+    name = "chatledger"
+
+    def __init__(self, pool: Pool) -> None:
+        self.ledger = ChatLedger(pool)
+
+    async def append(self, session_id: str, messages: Sequence[ChatMessage]) -> None:
+        await self.ledger.append_messages(session_id, messages)
+
+
+class Floor:
+    """What one would write by hand for an append and nothing else, in the same tables.
+
+    One prepared statement with plain typed parameters: no idempotency, no validation, no JSON.
+    """
+
+    name = "floor"
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def append(self, session_id: str, messages: Sequence[ChatMessage]) -> None:
+        async with self._pool.acquire() as connection:
+            await connection.execute(
+                """
+                with session as (
+                    update chatledger.sessions
+                    set next_sequence = next_sequence + $2, version = version + 1, updated_at = clock_timestamp()
+                    where id = $1
+                    returning next_sequence - $2 as first, updated_at
+                )
+                insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
+                select $1, first + position::integer - 1, message_id, role, content, updated_at
+                from session, unnest($3::text[], $4::text[], $5::text[]) with ordinality
+                    as input (message_id, role, content, position)
+                """,
+                session_id,
+                len(messages),
+                [message.message_id for message in messages],
+                [message.role for message in messages],
+                [message.content for message in messages],
+            )
+
+
+class MaxPlusOne:
+    """The way of most backends, with 5 retries: what collides more often is lost."""
+
+    name = "MAX + 1"
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.lost = 0
+
+    async def append(self, session_id: str, messages: Sequence[ChatMessage]) -> None:
+        batch = tuple(message.model_dump(include={"message_id", "role", "content"}) for message in messages)
+        try:
+            await naive.append(self._pool, session_id, batch)
+        except naive.BatchLost:
+            self.lost += 1
