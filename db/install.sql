@@ -31,7 +31,7 @@ begin
     select applied.name into v_changed
     from chatledger.migrations as applied
     join (values
-            (1, 'd8de3dcda2c854e43fa9d9c00ae6679f7765ffdff43e2a5e7502ccd2efd79aaf')
+            (1, '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509')
     ) as known (number, checksum) using (number)
     where applied.checksum <> known.checksum;
     if found then
@@ -45,7 +45,7 @@ select to_regclass('chatledger.migrations') is null as pending \gset
 \if :pending
 \ir migrations/0001_ledger.sql
 insert into chatledger.migrations (number, name, checksum)
-values (1, '0001_ledger', 'd8de3dcda2c854e43fa9d9c00ae6679f7765ffdff43e2a5e7502ccd2efd79aaf');
+values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509');
 \endif
 \ir functions/add_tool_call.sql
 \ir functions/amend_message.sql

@@ -195,6 +195,8 @@ class ChatLedger:
     ) -> SessionHeader:
         """Change what is given, leave what is None; return the session as it is then.
 
+        A call whose answer got lost is not tried again, since that could undo somebody's newer change.
+
         Args:
             session_id: Which one.
             user_id: Who asks.
@@ -216,7 +218,8 @@ class ChatLedger:
             pinned,
             _clean(status),
         )
-        return await self._run(lambda c: functions.update_session(c, *arguments))
+        # Not repeated when the answer got lost: it could undo what somebody changed in between.
+        return await self._run(lambda c: functions.update_session(c, *arguments), repeatable=False)
 
     async def delete_session(self, session_id: str, *, user_id: str | None = None) -> bool:
         """Delete a session for good; return whether there was one to delete.
@@ -353,7 +356,7 @@ class ChatLedger:
             patch: The fields to set; a field given as None is removed, ``metadata`` is merged key by key. ``role`` and
                 ``message_id`` cannot change.
             expected_version: ``version`` of the session at which the caller read the message. None: amend whatever is
-                there.
+                there; a call whose answer got lost is then not tried again.
             user_id: Who asks.
             fence: The fence of the stream that writes.
 
@@ -372,7 +375,9 @@ class ChatLedger:
             _clean(user_id),
             fence,
         )
-        return await self._run(lambda c: functions.amend_message(c, *arguments))
+        return await self._run(
+            lambda c: functions.amend_message(c, *arguments), repeatable=expected_version is not None
+        )
 
     async def add_tool_call(
         self,

@@ -13,5 +13,4 @@ as $function$
 $function$;
 
 revoke all on function chatledger.header_of(chatledger.sessions) from public;
-grant execute on function chatledger.header_of(chatledger.sessions) to chatledger_reader, chatledger_writer;
 comment on function chatledger.header_of(chatledger.sessions) is 'Internal: a session''s row as a header.';

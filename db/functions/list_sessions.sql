@@ -23,6 +23,7 @@ returns table (
 )
 language plpgsql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column

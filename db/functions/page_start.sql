@@ -35,5 +35,4 @@ end
 $function$;
 
 revoke all on function chatledger.page_start(text, integer, integer) from public;
-grant execute on function chatledger.page_start(text, integer, integer) to chatledger_reader, chatledger_writer;
 comment on function chatledger.page_start(text, integer, integer) is 'Internal: where a page of messages starts.';

@@ -14,16 +14,17 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    v_before timestamptz := clock_timestamp() - p_older_than;
+    v_before timestamptz;
     v_purged integer;
 begin
-    if p_older_than is null or p_older_than < interval '0' then
-        perform chatledger.raise_invalid_argument('older_than', 'must be an interval of 0 or more');
+    if p_older_than is null or p_older_than not between interval '0' and interval '1000 years' then
+        perform chatledger.raise_invalid_argument('older_than', 'must be an interval from 0 to 1000 years');
     end if;
     if p_limit is null or p_limit not between 1 and 100000 then
         perform chatledger.raise_invalid_argument('limit', 'must be from 1 to 100000');
     end if;
 
+    v_before := clock_timestamp() - p_older_than;
     -- Messages and all else go with the row, by their foreign keys.
     delete from chatledger.sessions as s
     where s.id = any (array(

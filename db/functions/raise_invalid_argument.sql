@@ -10,7 +10,7 @@ begin
         errcode = 'CL008',
         message = format('%s %s', p_argument, p_problem),
         detail = jsonb_build_object('argument', p_argument)::text,
-        hint = 'Nothing was stored. Correct the argument and call again.';
+        hint = 'Correct the argument and call again.';
 end
 $function$;
 

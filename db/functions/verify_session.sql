@@ -9,6 +9,7 @@ create or replace function chatledger.verify_session(p_session_id text default n
 returns table (session_id text, guarantee text, sequence integer, problem text)
 language plpgsql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column

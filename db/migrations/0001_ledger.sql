@@ -128,23 +128,22 @@ create type chatledger.session_header as (
 );
 comment on type chatledger.session_header is 'What the functions return of a session, without its messages.';
 
--- Roles belong to the whole server: another database's ledger may have made them already, or be making them now.
+-- Roles belong to the whole server: another database's ledger, or somebody who may create roles, has made them already, or
+-- is making them now.
 do $do$
 declare
     v_role text;
 begin
     foreach v_role in array array['chatledger_reader', 'chatledger_writer', 'chatledger_admin'] loop
-        begin
-            execute format('create role %I nologin', v_role);
-        exception when duplicate_object or unique_violation then
-            null;
-        end;
+        if to_regrole(v_role) is null then
+            begin
+                execute format('create role %I nologin', v_role);
+            exception when duplicate_object or unique_violation then
+                null;
+            end;
+        end if;
     end loop;
-end
-$do$;
--- Reader and writer are siblings; the admin is both. Granting it twice is harmless; needs no right where it stands.
-do $do$
-begin
+    -- Reader and writer are siblings; the admin is both.
     if not pg_has_role('chatledger_admin', 'chatledger_reader', 'member')
         or not pg_has_role('chatledger_admin', 'chatledger_writer', 'member')
     then

@@ -82,6 +82,20 @@ async def test_an_amendment_whose_answer_got_lost_is_not_its_own_conflict(
     assert receipt.version == 3
 
 
+async def test_g4_changes_that_could_undo_newer_ones_are_not_repeated(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await ledger.create_session()
+    message = user("one")
+    await ledger.append_messages(session.session_id, [message])
+    async with answers_lost(monkeypatch, "update_session"):
+        with pytest.raises(DatabaseUnavailable, match="may have gone through"):
+            await ledger.update_session(session.session_id, title="mine")
+    async with answers_lost(monkeypatch, "amend_message"):
+        with pytest.raises(DatabaseUnavailable, match="may have gone through"):
+            await ledger.amend_message(session.session_id, message.message_id, {"content": "two"})
+
+
 async def test_truncating_what_was_not_seen_is_not_repeated(
     ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
