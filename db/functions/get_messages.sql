@@ -48,18 +48,21 @@ begin
         v_end := p_before;
     else
         v_start := greatest(p_after, -1) + 1;
-        -- The first message after the page, past the tool results that belong to its last one.
-        select m.sequence into v_end
-        from chatledger.messages as m
-        where m.session_id = p_session_id and not m.removed and m.role <> 'tool'
-            and m.sequence >= (
-                select next_page.sequence
-                from chatledger.messages as next_page
-                where next_page.session_id = p_session_id and not next_page.removed and next_page.sequence >= v_start
-                order by next_page.sequence
-                offset p_limit limit 1)
-        order by m.sequence
-        limit 1;
+        if p_limit is not null then
+            -- The first message after the page, past the tool results that belong to its last one.
+            select m.sequence into v_end
+            from chatledger.messages as m
+            where m.session_id = p_session_id and not m.removed and m.role <> 'tool'
+                and m.sequence >= (
+                    select next_page.sequence
+                    from chatledger.messages as next_page
+                    where next_page.session_id = p_session_id and not next_page.removed
+                        and next_page.sequence >= v_start
+                    order by next_page.sequence
+                    offset p_limit limit 1)
+            order by m.sequence
+            limit 1;
+        end if;
         v_end := least(v_end, p_before);
     end if;
 

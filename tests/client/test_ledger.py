@@ -119,6 +119,8 @@ async def test_a_window_and_pages(ledger: ChatLedger) -> None:
     assert [m.content for m in older] == ["15", "16"]
     newer = await ledger.get_messages(session.session_id, after=17)
     assert [m.content for m in newer] == ["18", "19"]
+    assert len(await ledger.get_messages(session.session_id, after=-1, limit=None)) == 20
+    assert len(await ledger.get_messages(session.session_id, limit=None)) == 20
 
 
 async def test_a_window_never_starts_inside_a_tool_group(ledger: ChatLedger) -> None:

@@ -1,0 +1,107 @@
+"""The demo: writers of three kinds in one conversation, one of them killed on its way; then the same without ledger."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import shutil
+from pathlib import Path
+
+import asyncpg
+from rich.console import Console
+
+from chatledger.demo import check, full_speed, naive, screen
+from chatledger.demo.progress import Progress
+from chatledger.demo.writers import KILLED_AFTER, Target, make_writers, write_all
+from chatledger.ledger import ChatLedger
+
+
+async def run_demo(
+    ledger: ChatLedger, database_url: str, psql: Path | None, console: Console, *, embedded: bool = False
+) -> bool:
+    """Run the demo; return whether everything that the ledger promises held.
+
+    Args:
+        ledger: Open, on a migrated database.
+        database_url: Of the same database, for the writers in other processes.
+        psql: The program; None: the demo does without it, and says so.
+        console: Where to show it. No terminal: only how each part ended.
+        embedded: The database is the embedded one, which ends with this program.
+
+    Leaves its session in the ledger, to be looked at.
+
+    Raises:
+        ChatLedgerError: The ledger could not be used at all.
+    """
+    target = Target(database_url, f"demo-{secrets.token_hex(3)}", "demo-user")
+    await ledger.create_session(target.session_id, user_id=target.user_id, title="Many writers, one conversation")
+    held = await _show_writers(ledger, target, psql, console)
+    await _show_without(target, console)
+    console.print(screen.heading("To go on"), highlight=False)
+    console.print(screen.commands(_commands(target, psql, embedded)), soft_wrap=True)
+    return held
+
+
+async def _show_writers(ledger: ChatLedger, target: Target, psql: Path | None, console: Console) -> bool:
+    all_progress = make_writers(with_psql=psql is not None)
+    async with screen.shown_live(console, lambda: screen.writing(target.session_id, all_progress, console.width)):
+        await write_all(all_progress, ledger, target, psql)
+    if psql is None:
+        console.print("There is no psql here: its two writers were left out.", highlight=False)
+
+    findings = await _check(ledger, target, all_progress)
+    console.print(screen.heading("The check" + "".join(_killed(progress) for progress in all_progress)))
+    console.print(screen.check(findings))
+    return not any(finding.problems for finding in findings)
+
+
+def _killed(progress: Progress) -> str:
+    if not progress.killed:
+        return ""
+    return f" ({progress.writer.name}: killed in batch {KILLED_AFTER + 1}, then a new one sent all again)"
+
+
+async def _check(ledger: ChatLedger, target: Target, all_progress: list[Progress]) -> list[check.Finding]:
+    return check.findings(
+        [progress.writer for progress in all_progress],
+        [answer for progress in all_progress for answer in progress.answers],
+        await ledger.get_messages(target.session_id, user_id=target.user_id, limit=None),
+        await ledger.verify_session(target.session_id),
+    )
+
+
+async def _show_without(target: Target, console: Console) -> None:
+    console.print(
+        screen.heading(
+            f"{full_speed.WRITERS} tasks at full speed: MAX(sequence) + 1 with {naive.RETRIES} retries, and chatledger"
+        )
+    )
+    try:
+        without, through = await full_speed.compare(target.database_url, target.session_id)
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.TooManyConnectionsError) as error:
+        console.print(f"Left out: {error}", highlight=False, markup=False)
+    else:
+        console.print(screen.comparison(without, through, console.width))
+
+
+def _commands(target: Target, psql: Path | None, embedded: bool) -> list[tuple[str, str]]:
+    # The embedded psql is on nobody's path.
+    program = "psql" if psql is None or shutil.which("psql") else shlex.quote(str(psql))
+    url = shlex.quote(without_password(target.database_url))
+    query = f"select sequence, role, text, calls from chatledger.transcript where session_id = '{target.session_id}'"
+    lines = [
+        ("the conversation", f"chatledger show {target.session_id}"),
+        ("check everything that is stored", "chatledger verify"),
+    ]
+    if embedded:
+        lines.append(("keep the embedded database running, in a terminal of its own", "chatledger up"))
+    where = "and look at it with psql" if embedded else "look at it with psql"
+    lines.append((where, f'{program} {url} -c "{query} order by sequence"'))
+    return lines
+
+
+def without_password(database_url: str) -> str:
+    """Return the URL without its password, which psql asks for then: the screen may be a log."""
+    url = re.sub(r"://([^:@/]*):[^@/]*@", r"://\1@", database_url)
+    return re.sub(r"(?<=[?&])(ssl)?password=[^&]*&?", "", url)
