@@ -6,6 +6,7 @@ import re
 import secrets
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import asyncpg
@@ -90,15 +91,24 @@ def _commands(target: Target, psql: Path | None, embedded: bool) -> list[tuple[s
     program = "psql" if psql is None or shutil.which("psql") else shlex.quote(str(psql))
     url = shlex.quote(without_password(target.database_url))
     query = f"select sequence, role, text, calls from chatledger.transcript where session_id = '{target.session_id}'"
+    chatledger = _this_program()
     lines = [
-        ("the conversation", f"chatledger show {target.session_id}"),
-        ("check everything that is stored", "chatledger verify"),
+        ("the conversation", f"{chatledger} show {target.session_id}"),
+        ("check everything that is stored", f"{chatledger} verify"),
     ]
     if embedded:
-        lines.append(("keep the embedded database running, in a terminal of its own", "chatledger up"))
+        lines.append(("keep the embedded database running, in a terminal of its own", f"{chatledger} up"))
     where = "and look at it with psql" if embedded else "look at it with psql"
     lines.append((where, f'{program} {url} -c "{query} order by sequence"'))
     return lines
+
+
+def _this_program() -> str:
+    """Return what runs this program again: `make demo` runs it from an environment that is on nobody's path."""
+    started = Path(sys.argv[0])
+    if shutil.which("chatledger") or started.name != "chatledger":
+        return "chatledger"
+    return shlex.quote(str(started))
 
 
 def without_password(database_url: str) -> str:
