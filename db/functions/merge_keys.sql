@@ -3,7 +3,7 @@
 create or replace function chatledger.merge_keys(p_object jsonb, p_patch jsonb)
 returns jsonb
 language sql
-immutable
+stable
 as $function$
     select (coalesce(p_object, '{}') || p_patch)
         - array(select field.key from jsonb_each(p_patch) as field where field.value = 'null')

@@ -5,7 +5,7 @@
 create or replace function chatledger.message_body(p_message chatledger.messages)
 returns jsonb
 language sql
-immutable
+stable
 as $function$
     select jsonb_object_agg(field.key, field.value) || coalesce(p_message.extra, '{}')
     from (values

@@ -1,12 +1,13 @@
 -- message_columns(p_message) -> the columns of chatledger.messages that hold a message's own fields
--- Takes a valid message apart; message_body puts it together again. Internal; inlined by Postgres.
+-- Takes a valid message apart; message_body puts it together again. Internal; inlined by Postgres, so stable, which is what
+-- jsonb_object_agg is: a body that is less immutable than its function is not inlined.
 create or replace function chatledger.message_columns(p_message jsonb)
 returns table (
     role text, content text, content_parts jsonb, name text, tool_call_id text, refusal text, tool_calls jsonb,
     function_call jsonb, metadata jsonb, duration_ms integer, extra jsonb
 )
 language sql
-immutable
+stable
 as $function$
     select
         p_message ->> 'role',
