@@ -1,11 +1,16 @@
 -- message_hash(p_body) -> bytea
--- What stands for a message's body once the row no longer holds it, because it was amended or removed. Internal.
+-- What stands for a message's body once the row no longer holds it, because it was amended or removed. A duration of 7.0 is
+-- stored as 7, so both hash alike. Internal.
 create or replace function chatledger.message_hash(p_body jsonb)
 returns bytea
 language sql
-immutable
+stable
 as $function$
-    select sha256(convert_to(p_body::text, 'UTF8'))
+    select sha256(convert_to((
+        case jsonb_typeof(p_body -> 'duration_ms')
+            when 'number' then jsonb_set(p_body, '{duration_ms}', to_jsonb((p_body -> 'duration_ms')::integer))
+            else p_body
+        end)::text, 'UTF8'))
 $function$;
 
 revoke all on function chatledger.message_hash(jsonb) from public;

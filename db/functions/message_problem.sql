@@ -33,12 +33,16 @@ as $function$
             and not (jsonb_typeof(p_message -> 'tool_calls') = 'array'
                 and not p_message -> 'tool_calls' @? 'strict $[*] ? (@.type() <> "object")') then
             array['tool_calls', 'must be a list of objects']
+        -- Strict paths, since lax ones look into arrays; counted, since in strict mode a missing key is neither true nor
+        -- false.
         when jsonb_typeof(p_message -> 'tool_calls') = 'array'
-            and p_message -> 'tool_calls' @? '$[*] ? (!exists (@.id ? (@.type() == "string" && @ <> "")))' then
+            and jsonb_array_length(p_message -> 'tool_calls') > jsonb_array_length(jsonb_path_query_array(
+                p_message -> 'tool_calls', 'strict $[*] ? (@.id.type() == "string" && @.id <> "")')) then
             array['tool_calls', 'has a tool call without an id']
         when jsonb_typeof(p_message -> 'tool_calls') = 'array'
-            and p_message -> 'tool_calls' @? '$[*] ? (!exists (@.function.name ? (@.type() == "string" && @ <> ""))
-                && !exists (@.custom.name ? (@.type() == "string" && @ <> "")))' then
+            and jsonb_array_length(p_message -> 'tool_calls') > jsonb_array_length(jsonb_path_query_array(
+                p_message -> 'tool_calls', 'strict $[*] ? (@.function.name.type() == "string" && @.function.name <> ""
+                    || @.custom.name.type() == "string" && @.custom.name <> "")')) then
             array['tool_calls', 'has a tool call without a function name']
         when p_message ? 'function_call' and jsonb_typeof(p_message -> 'function_call') not in ('object', 'null') then
             array['function_call', 'must be an object']

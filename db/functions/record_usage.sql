@@ -25,7 +25,8 @@ as $function$
 declare
     v_session chatledger.sessions;
     v_stored  chatledger.usage_records;
-    v_total   bigint := coalesce(p_total_tokens, p_prompt_tokens + p_completion_tokens);
+    -- numeric: two bigints may be too much for a third
+    v_total   numeric := coalesce(p_total_tokens, p_prompt_tokens::numeric + p_completion_tokens);
     v_now     timestamptz;
 begin
     if p_usage_id is null or char_length(p_usage_id) not between 1 and 255 then
