@@ -10,7 +10,8 @@
 -- p_expected_sequence  append only if the session's next sequence is this
 -- p_fence              the fence of the stream that writes
 --
--- Idempotent: an id that is already stored with the same body stores nothing and returns its place, appended = false.
+-- Idempotent: an id that is already stored with the same body, as appended or as amended since, stores nothing and
+--         returns its place, appended = false.
 -- Lock:   the session's row, until the transaction ends.
 -- Raises: CL001 session not found, CL002 another sequence than expected, CL003 id stored with another body,
 --         CL005 stale fence, CL007 invalid message, CL008 invalid argument; 40001 under REPEATABLE READ and SERIALIZABLE.
@@ -90,9 +91,10 @@ begin
         left join chatledger.messages as stored
             on stored.session_id = p_session_id and stored.message_id = repeated.id
         where case
-            when stored.original_hash is not null then stored.original_hash <> chatledger.message_hash(repeated.body)
-            when stored.message_id is not null then chatledger.message_body(stored) <> repeated.body
-            else repeated.first_body <> repeated.body
+            when stored.message_id is null then repeated.first_body <> repeated.body
+            -- As it was appended, or as it was amended since: a stale copy may hold either.
+            else (stored.removed or chatledger.message_body(stored) <> repeated.body)
+                and stored.original_hash is distinct from chatledger.message_hash(repeated.body)
         end
         order by repeated.position
         limit 1;

@@ -35,7 +35,7 @@ begin
     v_session := chatledger.lock_session(p_session_id, p_user_id);
 
     v_changed := v_session;
-    if not p_only_if_empty or coalesce(v_session.title, '') = '' then
+    if not coalesce(p_only_if_empty, false) or coalesce(v_session.title, '') = '' then
         v_changed.title := coalesce(p_title, v_session.title);
     end if;
     if p_metadata is not null then

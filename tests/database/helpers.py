@@ -1,0 +1,194 @@
+"""The ledger's functions as a service in any language calls them, and a look at what is stored afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+    Connect = Callable[[], Awaitable[Connection]]
+    ConnectAs = Callable[[str], Awaitable[Connection]]
+    Psql = Callable[..., Awaitable[str]]
+
+Json = dict[str, Any]
+
+# For properties: the same examples on every run, no files left behind. The examples of a test share its database, so
+# each takes a session of its own.
+examples = settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+# Messages
+
+
+def user(message_id: str, content: Any = "hi", **more: Any) -> Json:
+    return {"message_id": message_id, "role": "user", "content": content, **more}
+
+
+def assistant(message_id: str, *calls: Json, **more: Any) -> Json:
+    return {"message_id": message_id, "role": "assistant", "content": "hello", "tool_calls": list(calls), **more}
+
+
+def tool(message_id: str, call_id: str, **more: Any) -> Json:
+    return {"message_id": message_id, "role": "tool", "content": "42", "tool_call_id": call_id, **more}
+
+
+def call(call_id: str, name: str = "search") -> Json:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+
+def users(count: int, prefix: str = "m") -> list[Json]:
+    """So many user messages: m0, m1, …"""
+    return [user(f"{prefix}{number}") for number in range(count)]
+
+
+# Calls
+
+
+async def new_session(
+    connection: Connection, messages: Sequence[Json] = (), session_id: str = "s1", user_id: str | None = "u1"
+) -> None:
+    await connection.execute("select chatledger.create_session($1, $2)", session_id, user_id)
+    await append(connection, messages, session_id=session_id)
+
+
+async def append(
+    connection: Connection,
+    messages: Sequence[Any] | None,
+    *,
+    session_id: str | None = "s1",
+    user_id: str | None = None,
+    expected_sequence: int | None = None,
+    fence: int | None = None,
+) -> list[asyncpg.Record]:
+    return await connection.fetch(
+        "select * from chatledger.append_messages($1, $2::text[]::jsonb[], $3, $4, $5)",
+        session_id,
+        None if messages is None else [json.dumps(message) for message in messages],
+        user_id,
+        expected_sequence,
+        fence,
+    )
+
+
+async def one(connection: Connection, query: str, *arguments: Any) -> asyncpg.Record:
+    """The one row of a query. Arguments that are objects go in as JSON."""
+    given = [json.dumps(value) if isinstance(value, dict | list) else value for value in arguments]
+    (row,) = await connection.fetch(query, *given)
+    return row
+
+
+async def amend(
+    connection: Connection, message_id: str, patch: Any, expected_version: int | None = None, session_id: str = "s1"
+) -> asyncpg.Record:
+    return await one(
+        connection,
+        "select * from chatledger.amend_message($1, $2, $3::text::jsonb, $4)",
+        session_id,
+        message_id,
+        json.dumps(patch),
+        expected_version,
+    )
+
+
+async def add_call(connection: Connection, tool_call: Any, **named: Any) -> asyncpg.Record:
+    return await one(
+        connection,
+        "select * from chatledger.add_tool_call($1, $2::text::jsonb, p_message_id => $3)",
+        named.get("session_id", "s1"),
+        json.dumps(tool_call),
+        named.get("message_id"),
+    )
+
+
+async def truncate(connection: Connection, from_sequence: int, session_id: str = "s1") -> asyncpg.Record:
+    return await one(connection, "select * from chatledger.truncate_session($1, $2)", session_id, from_sequence)
+
+
+async def header(connection: Connection, session_id: str = "s1") -> Json:
+    """The session's header, as readers see it."""
+    found: Json = json.loads(
+        await connection.fetchval(
+            "select session from chatledger.read_session($1) where session is not null", session_id
+        )
+    )
+    return found
+
+
+# What is stored
+
+
+async def bodies(connection: Connection, session_id: str = "s1") -> list[Json]:
+    """The session's messages in order, as they came in, with their ids."""
+    rows = await connection.fetch(
+        "select m.message_id, chatledger.message_body(m) as body from chatledger.messages as m"
+        " where m.session_id = $1 and not m.removed order by m.sequence",
+        session_id,
+    )
+    return [{"message_id": row["message_id"], **json.loads(row["body"])} for row in rows]
+
+
+async def places(connection: Connection, session_id: str = "s1") -> list[tuple[int, str]]:
+    """Sequence and id of each message, in order."""
+    rows = await connection.fetch(
+        "select sequence, message_id from chatledger.messages where session_id = $1 and not removed order by sequence",
+        session_id,
+    )
+    return [(row["sequence"], row["message_id"]) for row in rows]
+
+
+async def everything(connection: Connection) -> list[str]:
+    """All rows of all tables: to see that nothing changed."""
+    tables = ("sessions", "messages", "usage_records", "added_tool_calls")
+    return [
+        row["row"]
+        for table in tables
+        for row in await connection.fetch(f"select to_jsonb(t)::text as row from chatledger.{table} as t order by 1")
+    ]
+
+
+# Refusals and locks
+
+
+@contextmanager
+def refused(sqlstate: str, **facts: Any) -> Iterator[pytest.ExceptionInfo[asyncpg.PostgresError]]:
+    """The block fails with this SQLSTATE, a message, a hint, and a DETAIL in JSON that holds these facts."""
+    with pytest.raises(asyncpg.PostgresError) as info:
+        yield info
+    error = said(info.value)
+    assert error["sqlstate"] == sqlstate, error
+    assert error["message"]
+    assert error["hint"]
+    assert {key: error["detail"].get(key) for key in facts} == facts
+
+
+def said(error: asyncpg.PostgresError) -> Json:
+    """All that a caller learns from an error of ours."""
+    told: Any = error  # the stubs know only some of the fields
+    return {
+        "sqlstate": told.sqlstate,
+        "message": told.message,
+        "detail": json.loads(told.detail) if told.detail else {},
+        "hint": told.hint,
+    }
+
+
+async def until_waiting(connection: Connection, waiting: int = 1) -> None:
+    """Return when so many connections of this database wait for a lock. Not for use inside a transaction."""
+    async with asyncio.timeout(30):
+        while waiting > await connection.fetchval(
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        ):
+            await asyncio.sleep(0.005)

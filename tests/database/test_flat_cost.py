@@ -1,0 +1,148 @@
+"""G12: a write costs the same whether the session holds 10 messages or 5,000. Counted, not timed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .helpers import append, assistant, everything, new_session, user, users
+
+if TYPE_CHECKING:
+    from .helpers import Connect, Connection
+
+SMALL, LARGE = "small", "large"
+SIZES = {SMALL: 10, LARGE: 5_000}
+
+WRITES = {
+    "append": """select * from chatledger.append_messages('{session}', array[
+        '{{"message_id": "{id}", "role": "user", "content": "hi"}}',
+        '{{"message_id": "{id}+", "role": "user", "content": "hi"}}']::jsonb[])""",
+    "append without ids": """select * from chatledger.append_messages('{session}',
+        array['{{"role": "user", "content": "hi {id}"}}']::jsonb[])""",
+    "append where it is expected": """select * from chatledger.append_messages('{session}',
+        array['{{"message_id": "{id}", "role": "user", "content": "hi"}}']::jsonb[], 'u1',
+        (select next_sequence from chatledger.sessions where id = '{session}'))""",
+    "retry": """select * from chatledger.append_messages('{session}',
+        array['{{"message_id": "m0", "role": "user", "content": "hi"}}']::jsonb[])""",
+    "amend": """select * from chatledger.amend_message('{session}', 'm5', '{{"content": "{id}"}}')""",
+    "add_tool_call": """select * from chatledger.add_tool_call('{session}',
+        '{{"id": "{id}", "function": {{"name": "f"}}}}')""",
+    "update_session": "select * from chatledger.update_session('{session}', p_title => '{id}')",
+    "record_usage": "select * from chatledger.record_usage('{session}', '{id}', 1, 1)",
+}
+
+
+@pytest.fixture
+async def sessions(connection: Connection) -> None:
+    """A small and a large session that end alike, in tables whose statistics are those of a ledger at work."""
+    for session_id, size in SIZES.items():
+        messages = [*users(size - 2), user("last user"), assistant("last")]
+        await new_session(connection, messages, session_id=session_id)
+    await connection.execute("analyze chatledger.sessions, chatledger.messages")
+
+
+async def explained(connection: Connection, write: str, session_id: str, number: int) -> Any:
+    """What this one statement did in this one backend, whatever the rest of the server does."""
+    statement = WRITES[write].format(session=session_id, id=f"{session_id} {number}")
+    plan = await connection.fetchval(f"explain (analyze, buffers, wal, timing off, format json) {statement}")
+    return json.loads(plan)[0]["Plan"]
+
+
+@pytest.mark.usefixtures("sessions")
+@pytest.mark.parametrize("write", WRITES)
+async def test_g12_write_logs_the_same_bytes(connection: Connection, write: str) -> None:
+    least = {}
+    for session_id in SIZES:
+        plans = [await explained(connection, write, session_id, number) for number in range(15)]
+        least[session_id] = min(plan["WAL Bytes"] for plan in plans)
+
+    assert least[LARGE] <= least[SMALL] * 1.1
+    assert write == "retry" or least[LARGE] > 0
+
+
+@pytest.mark.usefixtures("sessions")
+@pytest.mark.parametrize("write", WRITES)
+async def test_g12_write_looks_at_the_same_pages(connection: Connection, write: str) -> None:
+    least = {}
+    for session_id in SIZES:
+        plans = [await explained(connection, write, session_id, number) for number in range(15)]
+        least[session_id] = min(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans)
+
+    assert least[LARGE] > 0
+    assert least[LARGE] <= least[SMALL] * 1.5 + 5
+
+
+async def rows_touched(connection: Connection, statement: str) -> int:
+    """Rows of the messages that a statement read, by index or not."""
+    read = (
+        "select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_user_tables "
+        "where schemaname = 'chatledger' and relname = 'messages'"
+    )
+    async with connection.transaction():
+        before = await connection.fetchval(read)
+        await connection.execute(statement)
+        return int(await connection.fetchval(read) - before)
+
+
+@pytest.mark.usefixtures("sessions")
+@pytest.mark.parametrize("write", WRITES)
+async def test_g12_write_reads_the_same_rows(connection: Connection, write: str) -> None:
+    touched = {
+        session_id: await rows_touched(connection, WRITES[write].format(session=session_id, id="x"))
+        for session_id in SIZES
+    }
+    assert touched[LARGE] <= max(touched[SMALL], 12)
+
+
+@pytest.mark.usefixtures("sessions")
+@pytest.mark.parametrize(
+    "read",
+    [
+        "select * from chatledger.read_session('large', null, {version} - 1, {next_sequence} - 2)",
+        "select * from chatledger.read_session('large', p_last => 2)",
+        "select * from chatledger.get_messages('large', p_limit => 2)",
+        "select * from chatledger.get_messages('large', p_limit => 2, p_before => 2500)",
+        "select * from chatledger.get_messages('large', p_limit => 2, p_after => 2500)",
+    ],
+)
+async def test_g12_reading_a_part_does_not_read_the_rest(connection: Connection, read: str) -> None:
+    await connection.execute("select chatledger.amend_message('large', 'm5', '{\"content\": \"amended\"}')")
+    now = await connection.fetchrow("select version, next_sequence from chatledger.sessions where id = 'large'")
+    assert now is not None
+    statement = read.format(**now)
+    returned = len([row for row in await connection.fetch(statement) if "sequence" in row])
+
+    assert 2 <= returned <= 4
+    assert await rows_touched(connection, statement) <= 20
+
+
+async def test_g12_sessions_row_is_updated_in_place(connection: Connection, connect: Connect) -> None:
+    """HOT: no index entry for each append."""
+    await new_session(connection)
+    count = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relid = 'chatledger.sessions'::regclass"
+    (updates, hot) = await connection.fetchrow(count) or (0, 0)
+    writer = await connect()
+    for number in range(200):
+        await append(writer, [user(f"m{number}")])
+    await writer.close()  # its counts are on record when it is gone
+
+    async with asyncio.timeout(30):
+        while (now := await connection.fetchrow(count)) is None or now["n_tup_upd"] < updates + 200:
+            await asyncio.sleep(0.02)
+    assert now["n_tup_hot_upd"] - hot >= 0.9 * (now["n_tup_upd"] - updates)
+
+
+async def test_g12_append_does_not_touch_the_index_of_amendments(connection: Connection) -> None:
+    await new_session(connection)
+    empty = await connection.fetchval("select pg_relation_size('chatledger.messages_amended')")
+
+    for number in range(5):
+        await append(connection, users(1000, f"{number}/"))
+    assert await connection.fetchval("select pg_relation_size('chatledger.messages_amended')") == empty
+
+    await connection.execute("select chatledger.truncate_session('s1', 0)")
+    assert await connection.fetchval("select pg_relation_size('chatledger.messages_amended')") > empty
+    assert len(await everything(connection)) == 5001

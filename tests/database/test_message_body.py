@@ -1,0 +1,173 @@
+"""message_body: what was appended comes out equal."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .helpers import Json, amend, append, assistant, bodies, call, examples, new_session, tool, user
+
+if TYPE_CHECKING:
+    from .helpers import Connection
+
+PARTS = [
+    {"type": "text", "text": "What is this?"},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}, "extra": None},
+]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        user("a", None),
+        {"message_id": "a", "role": "user"},
+        user("a", ""),
+        user("a", []),
+        user("a", PARTS),
+        user("a", [{}]),
+        user("a", name=None, refusal=None, tool_calls=None, function_call=None, metadata=None, duration_ms=None),
+        user("a", tool_call_id=None),
+        user("a", name="", refusal=""),
+        user("a", unknown=None),
+        user("a", unknown=None, other=[None], nested={"deep": {"null": None}}),
+        user("a", sequence=7, session_id="s9", created_at="yesterday", removed=True, extra={"extra": 1}),
+        user("a", **{"": "empty key", 'it\'s "quoted" \\': 1, "{role}": 2, "ключ": 3}),
+        assistant("a"),
+        assistant("a", call("c1"), call("c2", "другой") | {"index": 0, "custom": None}),
+        assistant("a", content=None, audio={"id": "x"}, annotations=[], reasoning_content="hm"),
+        {"message_id": "a", "role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+        {"message_id": "a", "role": "function", "name": "f", "content": "1"},
+        {"message_id": "a", "role": "developer", "content": "d"},
+        {"message_id": "a", "role": "system", "content": "s"},
+        tool("a", "c1", duration_ms=0),
+        tool("a", "c1", duration_ms=2**31 - 1, metadata={}),
+        user("a", "h\u00e9llo \U0001f680 \u202e\ufeff\u2028 \x01\x7f\\u0000 '\"; drop table --\r\n\t"),
+        user("a", metadata={"n": [1, 1.0, 1e5, 2**70, 0.1, -0.1, 1e-300, 1e300, -(2**63), 0, True, False, None]}),
+    ],
+    ids=lambda message: str(message)[20:80],
+)
+async def test_message_comes_out_as_it_went_in(connection: Connection, message: Json) -> None:
+    await new_session(connection, [message])
+    assert exactly(await bodies(connection)) == exactly([message])
+
+
+@pytest.mark.parametrize("text", ["1", "1.0", "100000", "1180591620717411303424", "0.1", "1.10", "-0.5"])
+async def test_number_in_metadata_keeps_its_notation(connection: Connection, text: str) -> None:
+    await new_session(connection, [user("a", metadata={"n": json.loads(text)})])
+    await connection.execute(
+        "select chatledger.append_messages('s1', array[$1::text::jsonb])",
+        f'{{"message_id": "b", "role": "user", "metadata": {{"n": {text}}}}}',
+    )
+    stored = (
+        "select chatledger.message_body(m) -> 'metadata' ->> 'n' from chatledger.messages as m where message_id = 'b'"
+    )
+    assert await connection.fetchval(stored) == text
+
+
+async def test_five_megabytes_of_text_come_out_as_they_went_in(connection: Connection) -> None:
+    text = "".join(chr(0x21 + number % 0x2000) for number in range(2_000_000))
+    assert len(text.encode()) > 5_000_000
+    await new_session(connection, [user("a", text)])
+    assert await bodies(connection) == [user("a", text)]
+
+
+# Any valid message
+
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+objects = st.dictionaries(text, json_values, max_size=3)
+named = st.fixed_dictionaries({"name": text.filter(bool)})
+tool_calls = st.builds(
+    lambda more, call_id, kind, name: more | {"id": call_id, kind: name},
+    objects,
+    text.filter(bool),
+    st.sampled_from(["function", "custom"]),
+    st.builds(lambda more, name: more | name, objects, named),
+)
+known: dict[str, st.SearchStrategy[Any]] = {
+    "content": st.none() | text | st.lists(objects, max_size=3),
+    "name": st.none() | text,
+    "refusal": st.none() | text,
+    "tool_calls": st.none() | st.lists(tool_calls, max_size=3),
+    "function_call": st.none() | objects,
+    "metadata": st.none() | objects,
+    "duration_ms": st.none() | st.integers(0, 2**31 - 1),
+}
+messages = st.builds(
+    lambda unknown, fields, role: {**unknown, **fields, **role, "message_id": uuid4().hex},
+    st.dictionaries(text.filter(lambda key: key not in {*known, "role", "message_id", "tool_call_id"}), json_values),
+    st.fixed_dictionaries({}, optional=known),
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "developer", "user", "assistant", "function"])})
+    | st.fixed_dictionaries({"role": st.just("tool"), "tool_call_id": text.filter(bool)}),
+)
+
+
+def exactly(value: Any) -> Any:
+    """The value with its numbers as decimals, so that 2**70 and 2.0**70 are not mixed up, and true is not 1."""
+    parsed = json.loads(json.dumps(value), parse_int=Decimal, parse_float=Decimal)
+    return _without_booleans(parsed)
+
+
+def _without_booleans(value: Any) -> Any:
+    if isinstance(value, bool):
+        return f"the boolean {value}"
+    if isinstance(value, list):
+        return [_without_booleans(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_booleans(item) for key, item in value.items()}
+    return value
+
+
+async def stored_exactly(connection: Connection, session_id: str) -> list[Any]:
+    rows = await connection.fetch(
+        "select chatledger.message_body(m)::text as body from chatledger.messages as m where session_id = $1 "
+        "order by sequence",
+        session_id,
+    )
+    return [_without_booleans(json.loads(row["body"], parse_int=Decimal, parse_float=Decimal)) for row in rows]
+
+
+@examples
+@given(batch=st.lists(messages, min_size=1, max_size=4))
+async def test_any_valid_message_comes_out_equal(connection: Connection, batch: list[Json]) -> None:
+    session_id = uuid4().hex
+    await new_session(connection, batch, session_id=session_id)
+
+    without_ids = [{key: value for key, value in message.items() if key != "message_id"} for message in batch]
+    assert await stored_exactly(connection, session_id) == exactly(without_ids)
+
+
+@examples
+@given(message=messages)
+async def test_g3_any_valid_message_is_recognised_again(connection: Connection, message: Json) -> None:
+    session_id = uuid4().hex
+    await new_session(connection, [message], session_id=session_id)
+
+    (again,) = await append(connection, [message], session_id=session_id)
+    assert not again["appended"]
+
+    await amend(connection, message["message_id"], {"brand new key": 1}, session_id=session_id)
+    (and_again,) = await append(connection, [message], session_id=session_id)
+    assert not and_again["appended"]
+
+
+async def test_g3_whole_duration_with_a_fraction_is_recognised_after_an_amendment(connection: Connection) -> None:
+    """Python's json writes 12.0 for a float; the column holds 12."""
+    message = user("a", duration_ms=12.0)
+    await new_session(connection, [message])
+    await amend(connection, "a", {"content": "changed"})
+
+    (again,) = await append(connection, [message])
+
+    assert not again["appended"]
