@@ -50,6 +50,7 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/add_tool_call.sql
 \ir functions/amend_message.sql
 \ir functions/append_messages.sql
+\ir functions/apply_amendment.sql
 \ir functions/check_messages.sql
 \ir functions/create_session.sql
 \ir functions/delete_session.sql
@@ -64,13 +65,17 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/message_hash.sql
 \ir functions/message_problem.sql
 \ir functions/page_start.sql
+\ir functions/patched_body.sql
 \ir functions/purge_sessions.sql
+\ir functions/raise_amended_since.sql
 \ir functions/raise_invalid_argument.sql
 \ir functions/raise_session_not_found.sql
 \ir functions/read_session.sql
 \ir functions/record_usage.sql
+\ir functions/save_session.sql
 \ir functions/status.sql
 \ir functions/store_amended.sql
+\ir functions/stored_message.sql
 \ir functions/truncate_session.sql
 \ir functions/update_session.sql
 \ir functions/verify_session.sql

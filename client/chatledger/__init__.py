@@ -1,5 +1,17 @@
 """A ledger of conversations in Postgres: many writers, one order, nothing lost."""
 
+from chatledger.chat import (
+    append_and_save_message,
+    close_default_ledger,
+    create_chat_session,
+    default_ledger,
+    delete_chat_session,
+    get_chat_session,
+    get_user_sessions,
+    set_default_ledger,
+    update_session_title,
+    upsert_chat_session,
+)
 from chatledger.config import Settings
 from chatledger.errors import (
     AmendConflict,
@@ -60,5 +72,15 @@ __all__ = [
     "Usage",
     "UsageConflict",
     "__version__",
+    "append_and_save_message",
+    "close_default_ledger",
+    "create_chat_session",
+    "default_ledger",
+    "delete_chat_session",
+    "get_chat_session",
+    "get_user_sessions",
     "migrate",
+    "set_default_ledger",
+    "update_session_title",
+    "upsert_chat_session",
 ]

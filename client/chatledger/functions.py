@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from chatledger.intent import Outcome
 from chatledger.models import (
     AmendReceipt,
     AppendReceipt,
@@ -133,6 +134,36 @@ async def read_bodies(
     if not rows:
         return None
     return _header(SessionHeader, _json(rows[0]["session"])), [(row["message_id"], _body(row)) for row in rows[1:]]
+
+
+async def save_session(
+    connection: Connection,
+    session_id: str,
+    user_id: str | None,
+    read_version: int,
+    header: str,
+    messages: Sequence[str],
+    amendments: Sequence[str],
+    usage: Sequence[str],
+    fence: int | None,
+) -> Outcome:
+    first, *rows = await connection.fetch(
+        "select * from chatledger.save_session("
+        "$1, $2, $3, $4::text::jsonb, $5::text[]::jsonb[], $6::text[]::jsonb[], $7::text[]::jsonb[], $8)",
+        session_id,
+        user_id,
+        read_version,
+        header,
+        messages,
+        amendments,
+        usage,
+        fence,
+    )
+    return Outcome(
+        _header(SessionHeader, _json(first["session"])),
+        first["version_before"],
+        {row["message_id"]: (row["sequence"], row["created_at"], row["amended_version"]) for row in rows},
+    )
 
 
 async def get_messages(

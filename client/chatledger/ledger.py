@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
-from chatledger import functions
+from chatledger import functions, intent
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
 from chatledger.encoding import clean_text, encode_message, encode_object
@@ -157,6 +157,44 @@ class ChatLedger:
         """
         arguments = (clean_text(session_id), _clean(user_id), last)
         return await self._run(lambda c: functions.read_session(c, *arguments))
+
+    async def save_session(self, session: ChatSession, *, fence: int | None = None) -> ChatSession:
+        """Save what the caller changed in its copy since it loaded or saved it, in one call: whole or not at all.
+
+        Only the changes are sent, so any number of tasks may hold copies of a session, or share one, and save them: new
+        messages are appended in the order of the list, amendments and usage are applied. A title, a pin, a status or a
+        key of the metadata that somebody else changed since stays as they left it, and the copy takes it over; other
+        changes of theirs show when the session is loaded again.
+
+        Args:
+            session: The copy. A new one (:meth:`ChatSession.new`) is created.
+            fence: The fence of the stream that writes.
+
+        Returns:
+            The same object, with the sequence and the time of every message that was saved.
+
+        Raises:
+            SessionNotFound: It was saved once and is gone, or is another user's; nothing is stored.
+            AmendConflict: Somebody else changed the same field of a message; nothing is stored. Load the session again
+                and decide.
+            MessageNotFound: A message that was changed here was removed by somebody else.
+            MessageIdConflict, InvalidMessage, UsageConflict, StaleFence: As for the single calls.
+        """
+        intended = intent.changes(session, session._saved, new_id())
+        session._saved.usage_sent = intended.usage
+        arguments = (
+            clean_text(session.session_id),
+            _clean(session.user_id),
+            session.version,
+            encode_object(intended.header, "header"),
+            [encode_message(message, index) for index, (message, _) in enumerate(intended.new)],
+            [encode_object(amendment, "amendment") for amendment in intended.amendments],
+            [encode_object(usage, "usage") for usage in intended.usage],
+            fence,
+        )
+        outcome = await self._run(lambda c: functions.save_session(c, *arguments))
+        intent.settle(session, session._saved, intended, outcome)
+        return session
 
     async def list_sessions(
         self,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
 from uuid import uuid4
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from chatledger import intent
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
@@ -79,9 +89,69 @@ class SessionHeader(BaseModel):
 
 
 class ChatSession(SessionHeader):
-    """A session and its messages, in order: all of them, or the window that was asked for."""
+    """A session and its messages, in order: all of them, or the window that was asked for.
+
+    A caller changes its copy as it likes and saves it with :meth:`ChatLedger.save_session`; the copy knows what was
+    changed since it was loaded or saved, also after it went through JSON, and only that is saved. Messages are changed
+    and appended in ``messages``; they are removed with :meth:`ChatLedger.truncate_session`.
+    """
 
     messages: list[ChatMessage] = Field(default_factory=list)
+    unsaved: dict[str, Any] | None = Field(default=None, repr=False)
+    """In JSON only: what the changed fields were before."""
+    _saved: intent.Saved = PrivateAttr(default_factory=intent.nothing_saved)
+
+    @classmethod
+    def new(
+        cls,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        title: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Self:
+        """Return a session that is not stored yet; its first save creates it."""
+        now = datetime.now(UTC)
+        return cls(
+            session_id=session_id or new_id(),
+            user_id=user_id,
+            title=title,
+            metadata=metadata or {},
+            started_at=now,
+            updated_at=now,
+        )
+
+    @property
+    def saved_message_count(self) -> int:
+        """How many messages the stored session has, as far as this copy knows."""
+        return self.message_count
+
+    def add_tool_call_to_current_turn(self, tool_call: dict[str, Any]) -> None:
+        """Add a tool call to the last assistant message of the current turn, also past tool results.
+
+        A user message is the boundary of a turn. A turn without an assistant message gets one, with empty content.
+        """
+        for message in reversed(self.messages):
+            if message.role == "user":
+                break
+            if message.role == "assistant":
+                message.tool_calls = [*(message.tool_calls or []), tool_call]
+                return
+        self.messages.append(ChatMessage(role="assistant", content="", tool_calls=[tool_call]))
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remember what is stored."""
+        before, self.unsaved = self.unsaved, None
+        if self.version > 0:
+            self._saved = intent.saved_but(self, before or {})
+
+    @model_serializer(mode="wrap")
+    def _with_unsaved(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        fields.pop("unsaved", None)
+        if self.version > 0 and (before := intent.unsaved(self, self._saved, new_id())):
+            fields["unsaved"] = before
+        return fields
 
 
 class SessionPage(BaseModel):

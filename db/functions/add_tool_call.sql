@@ -86,10 +86,7 @@ begin
         v_body := chatledger.message_body(v_holder);
         v_body := v_body || jsonb_build_object('tool_calls',
             coalesce(nullif(v_body -> 'tool_calls', 'null'), '[]') || jsonb_build_array(p_tool_call));
-        perform chatledger.store_amended(v_holder, v_body, v_session.version + 1);
-        update chatledger.sessions as s
-        set version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at)
-        where s.id = p_session_id;
+        perform chatledger.store_amended(v_holder, v_body);
     end if;
 
     insert into chatledger.added_tool_calls (session_id, tool_call_id, sequence)

@@ -32,7 +32,6 @@ declare
     v_message chatledger.messages;
     v_body    jsonb;
     v_patched jsonb;
-    v_problem text[];
 begin
     if jsonb_typeof(p_patch) is distinct from 'object' then
         perform chatledger.raise_invalid_argument('patch', 'must be a JSON object');
@@ -40,63 +39,23 @@ begin
     if p_patch ?| '{message_id,role}' then
         perform chatledger.raise_invalid_argument('patch', 'cannot change message_id or role');
     end if;
-    if jsonb_typeof(p_patch -> 'metadata') not in ('object', 'null') then
-        v_problem := array['metadata', 'must be an object'];
-    end if;
 
     v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
-
-    select m.* into v_message
-    from chatledger.messages as m
-    where m.session_id = p_session_id and m.message_id = p_message_id and not m.removed;
-    if not found then
-        raise exception using
-            errcode = 'CL009',
-            message = format('message "%s" not found in session "%s"', p_message_id, p_session_id),
-            detail = jsonb_build_object('session_id', p_session_id, 'message_id', p_message_id)::text,
-            hint = 'It was never appended, or truncate_session removed it.';
-    end if;
-
-    if v_problem is null then
-        v_body := chatledger.message_body(v_message);
-        v_patched := chatledger.merge_keys(v_body, p_patch);
-        if jsonb_typeof(p_patch -> 'metadata') = 'object' then
-            v_patched := v_patched || jsonb_build_object('metadata',
-                chatledger.merge_keys(v_body -> 'metadata', p_patch -> 'metadata'));
-        end if;
-        v_problem := chatledger.message_problem(v_patched);
-    end if;
-    if v_problem is not null then
-        raise exception using
-            errcode = 'CL007',
-            message = format('message "%s": %s %s', p_message_id, v_problem[1], v_problem[2]),
-            detail = jsonb_build_object('message_id', p_message_id, 'field', v_problem[1], 'problem', v_problem[2])::text,
-            hint = 'Nothing was changed. Correct the patch and call again.';
-    end if;
+    v_message := chatledger.stored_message(p_session_id, p_message_id);
+    v_body := chatledger.message_body(v_message);
+    v_patched := chatledger.patched_body(v_body, p_patch);
 
     -- Already so: a retry, or somebody had the same wish. Nothing is lost, so nothing is refused.
     if v_patched = v_body then
         return query select v_message.message_id, v_message.sequence, v_session.version, false;
         return;
     end if;
-
     if v_message.amended_version > p_expected_version then
-        raise exception using
-            errcode = 'CL004',
-            message = format('message "%s" was amended since: at version %s, and you read version %s',
-                p_message_id, v_message.amended_version, p_expected_version),
-            detail = jsonb_build_object('session_id', p_session_id, 'message_id', p_message_id,
-                'expected_version', p_expected_version, 'amended_version', v_message.amended_version)::text,
-            hint = 'Nothing was changed. Read the message again, then decide what yours should become.';
+        perform chatledger.raise_amended_since(v_message, p_expected_version);
     end if;
 
-    perform chatledger.store_amended(v_message, v_patched, v_session.version + 1);
-
-    update chatledger.sessions as s
-    set version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at)
-    where s.id = p_session_id;
-
-    return query select v_message.message_id, v_message.sequence, v_session.version + 1, true;
+    return query
+        select v_message.message_id, v_message.sequence, chatledger.store_amended(v_message, v_patched), true;
 end
 $function$;
 

@@ -1,9 +1,9 @@
 -- update_session(p_session_id, p_user_id, p_title, p_only_if_empty, p_metadata, p_pinned, p_status)
 --     -> chatledger.session_header, as it is afterwards
 --
--- Changes what is given; a null argument leaves its field alone.
+-- Changes what is given; a null argument leaves its field alone; an empty title takes the title away.
 --
--- p_only_if_empty  set the title only while the session has none (null or '')
+-- p_only_if_empty  set the title only while the session has none
 -- p_metadata       merged key by key; a key given as null is removed
 --
 -- Idempotent: setting what is already so changes nothing, the version neither.
@@ -36,7 +36,7 @@ begin
 
     v_changed := v_session;
     if not coalesce(p_only_if_empty, false) or coalesce(v_session.title, '') = '' then
-        v_changed.title := coalesce(p_title, v_session.title);
+        v_changed.title := nullif(coalesce(p_title, v_session.title), '');
     end if;
     if p_metadata is not null then
         v_changed.metadata := chatledger.merge_keys(v_session.metadata, p_metadata);

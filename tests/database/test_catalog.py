@@ -38,6 +38,7 @@ WRITING = {
     "delete_session",
     "fork_session",
     "record_usage",
+    "save_session",
     "truncate_session",
     "update_session",
 }
@@ -150,6 +151,7 @@ LIFE = [
     'select chatledger.add_tool_call(\'s1\', \'{"id": "c1", "function": {"name": "f"}}\')',
     "select chatledger.update_session('s1', p_title => 'T', p_metadata => '{\"a\": 1}')",
     "select chatledger.record_usage('s1', 'use', 1, 1)",
+    'select chatledger.save_session(\'s1\', p_read_version => 1, p_header => \'{"title": {"from": "T"}}\')',
     "select chatledger.fork_session('s1', 's2')",
     "select chatledger.truncate_session('s1', 0)",
     "select chatledger.delete_session('s1')",
@@ -417,6 +419,7 @@ async def test_leading_arguments_are_the_contracts(connection: Connection) -> No
         "truncate_session": "p_session_id text, p_from_sequence integer",
         "fork_session": "p_session_id text",
         "record_usage": "p_session_id text",
+        "save_session": "p_session_id text",
         "verify_session": "p_session_id text",
     }.items():
         assert arguments[name].startswith(leading), arguments[name]

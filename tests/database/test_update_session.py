@@ -21,7 +21,6 @@ async def update(connection: Connection, arguments: str) -> Any:
     ("arguments", "field", "value"),
     [
         ("p_title => 'New'", "title", "New"),
-        ("p_title => ''", "title", ""),
         ("p_pinned => true", "pinned", True),
         ("p_status => 'archived'", "status", "archived"),
         ("p_metadata => '{\"a\": 1}'", "metadata", '{"a": 1}'),
@@ -115,3 +114,10 @@ async def test_g10_metadata_that_is_not_an_object_is_refused(connection: Connect
 async def test_g10_unknown_session_is_refused(connection: Connection) -> None:
     with refused("CL001", session_id="s1"):
         await update(connection, "p_title => 'New'")
+
+
+async def test_an_empty_title_takes_the_title_away(connection: Connection) -> None:
+    await new_session(connection)
+    await update(connection, "p_title => 'T'")
+    assert (await update(connection, "p_title => ''"))["title"] is None
+    assert (await update(connection, "p_title => 'New', p_only_if_empty => true"))["title"] == "New"

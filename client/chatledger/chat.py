@@ -1,0 +1,109 @@
+"""What a chat backend calls: sessions held in memory, on a default ledger that the environment configures."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from chatledger.errors import SessionNotFound
+from chatledger.ledger import ChatLedger
+from chatledger.models import ChatMessage, ChatSession, SessionPage
+
+# One for each event loop, since connections belong to their loop.
+_ledgers: WeakKeyDictionary[asyncio.AbstractEventLoop, ChatLedger] = WeakKeyDictionary()
+
+
+def default_ledger() -> ChatLedger:
+    """Return this event loop's default ledger, which opens on first use; configured by ``CHATLEDGER_…``."""
+    loop = asyncio.get_running_loop()
+    if loop not in _ledgers:
+        _ledgers[loop] = ChatLedger()
+    return _ledgers[loop]
+
+
+def set_default_ledger(ledger: ChatLedger) -> None:
+    """Make a ledger this event loop's default, in tests for example. Closing it stays the caller's."""
+    _ledgers[asyncio.get_running_loop()] = ledger
+
+
+async def close_default_ledger() -> None:
+    """Close this event loop's default ledger, if there is one; the next use opens a new one."""
+    ledger = _ledgers.pop(asyncio.get_running_loop(), None)
+    if ledger is not None:
+        await ledger.close()
+
+
+async def create_chat_session(
+    user_id: str | None = None,
+    *,
+    session_id: str | None = None,
+    title: str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> ChatSession:
+    """Create and store a session without messages; return it.
+
+    Raises:
+        SessionNotFound: The id belongs to another user, or to a session that was deleted.
+    """
+    session = ChatSession.new(user_id=user_id, session_id=session_id, title=title, metadata=metadata)
+    return await default_ledger().save_session(session)
+
+
+async def get_chat_session(session_id: str, user_id: str | None = None) -> ChatSession | None:
+    """Return a session with its messages; None when it is missing or not this user's."""
+    return await default_ledger().get_session(session_id, user_id=user_id)
+
+
+async def upsert_chat_session(session: ChatSession) -> ChatSession:
+    """Save what was changed in this copy of a session: see :meth:`ChatLedger.save_session`."""
+    return await default_ledger().save_session(session)
+
+
+async def append_and_save_message(
+    session_id: str, message: ChatMessage, user_id: str | None = None
+) -> ChatSession | None:
+    """Append one message; return the session with it, or None when that message is stored already.
+
+    Raises:
+        SessionNotFound: No such session. It is a ``ValueError`` too.
+        MessageIdConflict: The id is stored with another body.
+        InvalidMessage: The message cannot be stored.
+    """
+    [receipt] = await default_ledger().append_messages(session_id, [message], user_id=user_id)
+    if not receipt.appended:
+        return None
+    session = await get_chat_session(session_id, user_id)
+    if session is None:  # deleted since
+        raise SessionNotFound(f'session "{session_id}" not found', detail={"session_id": session_id})
+    return session
+
+
+async def update_session_title(
+    session_id: str, title: str, user_id: str | None = None, *, only_if_empty: bool = False
+) -> bool:
+    """Set a session's title; return False when the session is missing or not this user's.
+
+    Args:
+        session_id: Which one.
+        title: The new title; an empty one takes it away.
+        user_id: Who asks.
+        only_if_empty: Set it only while the session has none.
+    """
+    try:
+        await default_ledger().update_session(session_id, user_id=user_id, title=title, only_if_empty=only_if_empty)
+    except SessionNotFound:
+        return False
+    return True
+
+
+async def delete_chat_session(session_id: str, user_id: str | None = None) -> bool:
+    """Delete a session for good; return whether there was one to delete."""
+    return await default_ledger().delete_session(session_id, user_id=user_id)
+
+
+async def get_user_sessions(
+    user_id: str, *, limit: int = 50, cursor: str | None = None, title: str | None = None
+) -> SessionPage:
+    """Return a page of a user's sessions, without messages: pinned first, then the last changed first."""
+    return await default_ledger().list_sessions(user_id, limit=limit, cursor=cursor, title=title)

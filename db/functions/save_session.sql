@@ -1,0 +1,106 @@
+-- save_session(p_session_id, p_user_id, p_read_version, p_header, p_messages, p_amendments, p_usage, p_fence)
+--     -> a row with the header in "session" and the version before in "version_before", then a row a message that was
+--        appended or amended: (message_id, sequence, created_at, amended_version)
+--
+-- Saves what one caller changed in its copy of a session, in one call: whole or not at all. Changes come as {"from", "to"}:
+-- what the caller saw and what it wants; without "from" or "to" the value was, or is to be, absent.
+--
+-- p_read_version  the session's version that the caller read; null or 0: it never saved this session, so create it.
+--               Otherwise one that is gone stays gone.
+-- p_header      changes of "title", "pinned", "status", and of keys of "metadata". One that somebody else changed since
+--               stays as they left it: the returned header tells.
+-- p_messages    new messages, as for append_messages
+-- p_amendments  objects {"message_id", "fields": changes, "metadata": changes of its keys, "add_tool_calls": […]}. A field
+--               that somebody else changed since is refused; a tool call whose id the message has is passed over.
+-- p_usage       objects {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens"}, each added exactly once
+-- p_fence       the fence of the stream that writes
+--
+-- Idempotent: the same call again changes nothing.
+-- Lock:   the session's row.
+-- Raises: CL001 session not found, CL003 message id conflict, CL004 amended since, CL005 stale fence, CL007 invalid message,
+--         CL008 invalid argument, CL009 message not found, CL011 usage id conflict; 40001.
+-- Example: select session ->> 'title' as title, message_id, sequence from chatledger.save_session('s1',
+--              p_header => '{"title": {"to": "Trip to Oslo"}}',
+--              p_messages => array['{"message_id": "m2", "role": "user", "content": "When?"}']::jsonb[]);
+create or replace function chatledger.save_session(
+    p_session_id text,
+    p_user_id text default null,
+    p_read_version bigint default null,
+    p_header jsonb default '{}',
+    p_messages jsonb[] default '{}',
+    p_amendments jsonb[] default '{}',
+    p_usage jsonb[] default '{}',
+    p_fence bigint default null
+)
+returns table (
+    session jsonb, version_before bigint, message_id text, sequence integer, created_at timestamptz, amended_version bigint
+)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+#variable_conflict use_column
+declare
+    v_session   chatledger.sessions;
+    v_before    bigint;
+    v_metadata  jsonb;
+    v_amendment jsonb;
+    v_usage     jsonb;
+    v_amended   text[] := '{}';
+    v_appended  text[] := '{}';
+begin
+    if coalesce(p_read_version, 0) = 0 then
+        perform chatledger.create_session(p_session_id, p_user_id);
+    end if;
+    v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
+    v_before := v_session.version;
+
+    -- Only what still is as the caller saw it. (update_session leaves what it is given as null.)
+    select jsonb_object_agg(change.key, coalesce(change.value -> 'to', 'null')) into v_metadata
+    from jsonb_each(p_header -> 'metadata') as change
+    where v_session.metadata -> change.key is not distinct from change.value -> 'from';
+    perform chatledger.update_session(
+        p_session_id,
+        p_title => case when v_session.title is not distinct from p_header #>> '{title,from}'
+            then coalesce(p_header #>> '{title,to}', case when p_header ? 'title' then '' end) end,
+        p_metadata => v_metadata,
+        p_pinned => case when v_session.pinned = (p_header #>> '{pinned,from}')::boolean
+            then (p_header #>> '{pinned,to}')::boolean end,
+        p_status => case when v_session.status = p_header #>> '{status,from}' then p_header #>> '{status,to}' end);
+
+    foreach v_amendment in array p_amendments loop
+        if chatledger.apply_amendment(p_session_id, v_amendment, p_read_version) then
+            v_amended := v_amended || (v_amendment ->> 'message_id');
+        end if;
+    end loop;
+
+    foreach v_usage in array p_usage loop
+        perform chatledger.record_usage(p_session_id, v_usage ->> 'usage_id', (v_usage ->> 'prompt_tokens')::bigint,
+            (v_usage ->> 'completion_tokens')::bigint, (v_usage ->> 'total_tokens')::bigint);
+    end loop;
+
+    -- Last, so that the batch's timestamp is the session's.
+    v_appended := array(
+        select receipt.message_id from chatledger.append_messages(p_session_id, p_messages) as receipt);
+
+    return query
+        select to_jsonb(chatledger.header_of(s)), v_before, null::text, null::integer, null::timestamptz, null::bigint
+        from chatledger.sessions as s
+        where s.id = p_session_id;
+    return query
+        select null::jsonb, null::bigint, m.message_id, m.sequence, m.created_at, m.amended_version
+        from unnest(v_amended || v_appended) as wanted (id)
+        cross join lateral (
+            select stored.message_id, stored.sequence, stored.created_at, stored.amended_version
+            from chatledger.messages as stored
+            where stored.session_id = p_session_id and stored.message_id = wanted.id
+        ) as m
+        order by m.sequence;
+end
+$function$;
+
+revoke all on function chatledger.save_session(text, text, bigint, jsonb, jsonb[], jsonb[], jsonb[], bigint) from public;
+grant execute on function chatledger.save_session(text, text, bigint, jsonb, jsonb[], jsonb[], jsonb[], bigint)
+    to chatledger_writer;
+comment on function chatledger.save_session(text, text, bigint, jsonb, jsonb[], jsonb[], jsonb[], bigint) is
+    'Saves what one caller changed in its copy of a session, whole, without undoing what others changed.';

@@ -1,0 +1,81 @@
+"""The functions that a chat backend calls, on the default ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+import chatledger
+from chatledger import (
+    ChatLedger,
+    ChatMessage,
+    SessionNotFound,
+    append_and_save_message,
+    create_chat_session,
+    delete_chat_session,
+    get_chat_session,
+    get_user_sessions,
+    update_session_title,
+    upsert_chat_session,
+)
+
+
+@pytest.fixture(autouse=True)
+async def default(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """The default ledger is configured from the environment, and closed afterwards."""
+    monkeypatch.setenv("CHATLEDGER_DATABASE_URL", database_url)
+    yield
+    await chatledger.close_default_ledger()
+
+
+def user(text: str = "hi") -> ChatMessage:
+    return ChatMessage(role="user", content=text)
+
+
+async def test_a_session_from_beginning_to_end() -> None:
+    session = await create_chat_session("u1")
+    session.messages.append(user("one"))
+    assert await upsert_chat_session(session) is session
+    assert await get_chat_session(session.session_id, "u1") == session
+    assert await get_chat_session(session.session_id, "u2") is None
+    assert await get_chat_session("missing") is None
+
+    assert await update_session_title(session.session_id, "Trip", "u1")
+    assert not await update_session_title(session.session_id, "Theirs", "u2")
+    assert await update_session_title(session.session_id, "Other", only_if_empty=True)
+    [listed] = (await get_user_sessions("u1")).sessions
+    assert (listed.session_id, listed.title, listed.message_count) == (session.session_id, "Trip", 1)
+
+    assert not await delete_chat_session(session.session_id, "u2")
+    assert await delete_chat_session(session.session_id, "u1")
+    assert not await delete_chat_session(session.session_id, "u1")
+
+
+async def test_append_and_save_message() -> None:
+    session = await create_chat_session("u1")
+    message = user("one")
+    updated = await append_and_save_message(session.session_id, message)
+    assert updated is not None
+    assert [m.content for m in updated.messages] == ["one"]
+    assert await append_and_save_message(session.session_id, message) is None
+    for missing in (SessionNotFound, ValueError):
+        with pytest.raises(missing):
+            await append_and_save_message("missing", user())
+
+
+async def test_the_default_ledger_can_be_set(ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATLEDGER_DATABASE_URL", "postgresql://nobody@/none?host=/nowhere")
+    chatledger.set_default_ledger(ledger)
+    session = await create_chat_session("u1")
+    assert await ledger.get_session(session.session_id) == session
+
+
+def test_a_second_event_loop_has_a_default_ledger_of_its_own() -> None:
+    async def use() -> str:
+        session = await create_chat_session("u1")
+        await chatledger.close_default_ledger()
+        return session.session_id
+
+    assert asyncio.run(use()) != asyncio.run(use())

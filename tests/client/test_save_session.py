@@ -1,0 +1,362 @@
+"""Saving a session held in memory: what the caller changed, and nothing else (G3, G4, G11)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from chatledger import (
+    AmendConflict,
+    ChatLedger,
+    ChatMessage,
+    ChatSession,
+    InvalidMessage,
+    MessageNotFound,
+    SessionNotFound,
+    functions,
+)
+
+Psql = Callable[..., Awaitable[str]]
+
+
+def user(text: str = "hi") -> ChatMessage:
+    return ChatMessage(role="user", content=text)
+
+
+def call(call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+async def load(ledger: ChatLedger, session_id: str, last: int | None = None) -> ChatSession:
+    session = await ledger.get_session(session_id, last=last)
+    assert session is not None
+    return session
+
+
+async def saved(ledger: ChatLedger, *texts: str) -> ChatSession:
+    session = ChatSession.new(user_id="u1")
+    session.messages += [user(text) for text in texts]
+    return await ledger.save_session(session)
+
+
+def texts(session: ChatSession) -> list[Any]:
+    return [message.content for message in session.messages]
+
+
+# One caller
+
+
+async def test_a_new_session_is_created_and_equals_what_is_loaded(ledger: ChatLedger) -> None:
+    session = ChatSession.new(user_id="u1", title="Trip", metadata={"a": [1]})
+    session.messages = [user("one"), ChatMessage(role="assistant", tool_calls=[call("c1")], metadata={"n": 1})]
+    session.pinned, session.usage.prompt_tokens, session.usage.total_tokens = True, 5, 5
+    saved = await ledger.save_session(session)
+    assert saved is session
+    assert [m.sequence for m in session.messages] == [0, 1]
+    assert session.saved_message_count == 2
+    assert await load(ledger, session.session_id) == session
+
+
+async def test_saving_again_changes_nothing(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    version = session.version
+    await ledger.save_session(session)
+    assert session.version == version
+    assert await load(ledger, session.session_id) == session
+
+
+async def test_every_kind_of_change_is_saved(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one", "two")
+    session.title, session.pinned, session.status = "Title", True, "done"
+    session.metadata = {"a": 1, "b": {"c": 2}}
+    session.usage.completion_tokens += 7
+    session.messages[0].content = [{"type": "text", "text": "edited"}]
+    session.messages[0].metadata = {"edited": True}
+    session.messages[1].name = "Ann"
+    session.messages.append(user("three"))
+    await ledger.save_session(session)
+    assert await load(ledger, session.session_id) == session
+
+    session.title, session.metadata, session.messages[0].metadata, session.messages[1].name = None, {"b": 0}, None, None
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert (loaded.title, loaded.metadata, loaded.messages[0].metadata or {}, loaded.messages[1].name) == (
+        None,
+        {"b": 0},
+        {},
+        None,
+    )
+
+
+async def test_values_changed_in_place_are_seen(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    session.metadata["deep"] = {"list": [1]}
+    session.messages[0].metadata = {"tags": ["a"]}
+    await ledger.save_session(session)
+    session.metadata["deep"]["list"].append(2)
+    assert session.messages[0].metadata is not None
+    session.messages[0].metadata["tags"].append("b")
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert loaded.metadata == {"deep": {"list": [1, 2]}}
+    assert loaded.messages[0].metadata == {"tags": ["a", "b"]}
+
+
+async def test_one_list_of_messages_in_several_sessions_is_stored_in_full_in_each(ledger: ChatLedger) -> None:
+    messages = [user("one"), user("two")]
+    for _ in range(3):
+        session = ChatSession.new(user_id="u1")
+        session.messages = messages
+        await ledger.save_session(session)
+        assert texts(await load(ledger, session.session_id)) == ["one", "two"]
+
+
+async def test_a_window_saves_what_is_new(ledger: ChatLedger) -> None:
+    session = await saved(ledger, *(str(n) for n in range(60)))
+    window = await load(ledger, session.session_id, last=5)
+    window.messages.append(user("new"))
+    await ledger.save_session(window)
+    assert window.messages[-1].sequence == 60
+    assert window.saved_message_count == 61
+    assert len((await load(ledger, session.session_id)).messages) == 61
+
+
+async def test_a_copy_that_went_through_json_saves_its_changes(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one", "two")
+    other = await saved(ledger, "from elsewhere")
+    session.title = "Before"
+    session.metadata["k"] = 1
+    session.usage.prompt_tokens += 3
+    session.messages[0].content = "edited before"
+    session.messages.append(user("new"))
+    session.messages.append(other.messages[0])  # has a sequence, but not in this session
+
+    copy = ChatSession.model_validate_json(session.model_dump_json())
+    assert copy.model_dump() == session.model_dump()
+    copy.messages[1].content = "edited after"
+    await ledger.save_session(copy)
+    await ledger.save_session(ChatSession.model_validate(json.loads(session.model_dump_json())))
+
+    loaded = await load(ledger, session.session_id)
+    assert texts(loaded) == ["edited before", "edited after", "new", "from elsewhere"]
+    assert (loaded.title, loaded.metadata, loaded.usage.prompt_tokens) == ("Before", {"k": 1}, 3)
+
+
+async def test_tool_calls_of_the_current_turn(ledger: ChatLedger) -> None:
+    session = ChatSession.new()
+    session.add_tool_call_to_current_turn(call("c0"))
+    assert (session.messages[0].role, session.messages[0].content) == ("assistant", "")
+    session.messages.append(ChatMessage(role="tool", tool_call_id="c0", content="ok"))
+    await ledger.save_session(session)
+    session.add_tool_call_to_current_turn(call("c1"))  # past the result, onto a message that is stored
+    await ledger.save_session(session)
+    session.messages.append(user())
+    session.add_tool_call_to_current_turn(call("c2"))
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert [[c["id"] for c in m.tool_calls or []] for m in loaded.messages] == [["c0", "c1"], [], [], ["c2"]]
+
+
+# Several callers
+
+
+async def test_two_tasks_share_one_session_object(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "zero")
+    saved_first = asyncio.Event()
+
+    async def slow() -> None:
+        session.messages += [user("a"), user("b")]
+        await saved_first.wait()
+        await ledger.save_session(session)
+
+    async def quick() -> None:
+        session.messages.append(user("c"))
+        await ledger.save_session(session)
+        saved_first.set()
+
+    await asyncio.gather(slow(), quick())
+    assert [m.sequence for m in session.messages] == [0, 1, 2, 3]
+    loaded = await load(ledger, session.session_id)
+    assert loaded == session
+
+
+async def test_one_object_saved_by_many_tasks_at_once_counts_everything_once(ledger: ChatLedger) -> None:
+    session = await saved(ledger)
+
+    async def work(n: int) -> None:
+        session.usage.total_tokens += 1
+        session.messages.append(user(str(n)))
+        session.metadata[str(n)] = n
+        await ledger.save_session(session)
+
+    await asyncio.gather(*map(work, range(16)))
+    loaded = await load(ledger, session.session_id)
+    assert (loaded.usage.total_tokens, session.usage.total_tokens) == (16, 16)
+    assert texts(loaded) == [str(n) for n in range(16)]
+    assert loaded.metadata == {str(n): n for n in range(16)}
+    await ledger.save_session(session)
+    assert (await load(ledger, session.session_id)).version == loaded.version
+
+
+async def test_g4_sixteen_copies_save_their_changes_and_all_survive(ledger: ChatLedger) -> None:
+    first = ChatSession.new(user_id="u1")
+    first.messages = [user("q"), ChatMessage(role="assistant", content="thinking"), user("draft")]
+    await ledger.save_session(first)
+    copies = [await load(ledger, first.session_id) for _ in range(16)]
+    for n, copy in enumerate(copies):
+        copy.messages.append(user(f"new {n}"))
+    copies[0].title = "Renamed"
+    copies[1].pinned = True
+    copies[2].usage.prompt_tokens += 10
+    copies[3].usage.prompt_tokens += 20
+    for n in (4, 5):
+        copies[n].messages[1].tool_calls = [call(f"c{n}")]
+    copies[6].messages[2].content = "final"
+    copies[7].metadata["seven"] = 7
+
+    for _ in range(2):  # a second save of each changes nothing
+        await asyncio.gather(*(ledger.save_session(copy) for copy in copies))
+        loaded = await load(ledger, first.session_id)
+        assert (loaded.title, loaded.pinned, loaded.usage.prompt_tokens) == ("Renamed", True, 30)
+        assert loaded.metadata == {"seven": 7}
+        assert sorted(c["id"] for c in loaded.messages[1].tool_calls or []) == ["c4", "c5"]
+        assert texts(loaded)[:3] == ["q", "thinking", "final"]
+        assert sorted(texts(loaded)[3:]) == sorted(f"new {n}" for n in range(16))
+    assert await ledger.verify_session() == []
+
+
+async def test_g4_both_edit_the_same_text(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    mine, theirs = await load(ledger, session.session_id), await load(ledger, session.session_id)
+    theirs.messages[0].content = "theirs"
+    await ledger.save_session(theirs)
+    mine.messages[0].content = "mine"
+    mine.messages.append(user("new"))
+    with pytest.raises(AmendConflict) as refused:
+        await ledger.save_session(mine)
+    detail = refused.value.detail
+    assert detail["field"] == "content"
+    assert detail["expected_version"] == session.version < detail["amended_version"]
+
+    reloaded = await load(ledger, session.session_id)  # how to go on
+    assert texts(reloaded) == ["theirs"]
+    reloaded.messages[0].content = "both"
+    await ledger.save_session(reloaded)
+    assert texts(await load(ledger, session.session_id)) == ["both"]
+
+
+async def test_g4_different_fields_of_one_message_do_not_conflict(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    mine, theirs = await load(ledger, session.session_id), await load(ledger, session.session_id)
+    theirs.messages[0].metadata = {"theirs": 1}
+    mine.messages[0].metadata = {"mine": 1}
+    mine.messages[0].content = "mine"
+    await ledger.save_session(theirs)
+    await ledger.save_session(mine)
+    [message] = (await load(ledger, session.session_id)).messages
+    assert (message.content, message.metadata) == ("mine", {"theirs": 1, "mine": 1})
+
+
+async def test_g4_a_stale_copy_does_not_revert_a_title(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    stale = await load(ledger, session.session_id)
+    await ledger.update_session(session.session_id, title="Newer", metadata={"k": "newer"})
+    stale.messages.append(user("late"))
+    stale.title, stale.metadata = "Stale", {"k": "stale", "other": 1}
+    await ledger.save_session(stale)
+    loaded = await load(ledger, session.session_id)
+    assert (loaded.title, loaded.metadata) == ("Newer", {"k": "newer", "other": 1})
+    assert (stale.title, stale.metadata) == ("Newer", {"k": "newer", "other": 1})
+
+
+async def test_changes_by_psql_and_a_copy(ledger: ChatLedger, psql: Psql) -> None:
+    session = await saved(ledger, "one")
+    await psql(
+        f"select chatledger.append_messages('{session.session_id}',"
+        ' array[\'{"message_id": "p", "role": "user", "content": "psql"}\']::jsonb[])'
+    )
+    session.messages.append(user("mine"))
+    await ledger.save_session(session)
+    assert session.messages[-1].sequence == 2
+    assert session.saved_message_count == 3
+    assert texts(await load(ledger, session.session_id)) == ["one", "psql", "mine"]
+
+
+# Refusals
+
+
+async def test_g11_a_stale_copy_does_not_bring_a_session_back(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    await ledger.delete_session(session.session_id)
+    session.messages.append(user("late"))
+    with pytest.raises(SessionNotFound):
+        await ledger.save_session(session)
+    assert await ledger.get_session(session.session_id) is None
+
+
+async def test_g11_nor_does_the_first_save_of_a_copy_made_before(ledger: ChatLedger) -> None:
+    session = ChatSession.new(user_id="u1")
+    copy = session.model_copy(deep=True)
+    await ledger.save_session(session)
+    await ledger.delete_session(session.session_id)
+    with pytest.raises(SessionNotFound):
+        await ledger.save_session(copy)
+
+
+async def test_g8_another_users_session_is_not_found(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    session.user_id = "u2"
+    with pytest.raises(SessionNotFound):
+        await ledger.save_session(session)
+
+
+async def test_a_changed_message_that_was_removed_is_named(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one", "two")
+    await ledger.truncate_session(session.session_id, 1)
+    session.messages[1].content = "edited"
+    session.messages.append(user("three"))
+    with pytest.raises(MessageNotFound):
+        await ledger.save_session(session)
+    assert texts(await load(ledger, session.session_id)) == ["one"]
+
+
+async def test_g10_nothing_is_stored_when_a_part_is_refused(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    version = session.version
+    session.title = "Title"
+    session.messages[0].content = "edited"
+    session.messages += [user("two"), ChatMessage(role="tool", content="no call id")]
+    with pytest.raises(InvalidMessage) as refused:
+        await ledger.save_session(session)
+    assert (refused.value.index, refused.value.field) == (1, "tool_call_id")
+    loaded = await load(ledger, session.session_id)
+    assert (loaded.version, loaded.title, texts(loaded)) == (version, None, ["one"])
+
+    session.messages[-1].tool_call_id = "c1"
+    await ledger.save_session(session)
+    assert await load(ledger, session.session_id) == session
+
+
+# Cost
+
+
+async def test_g12_what_is_sent_is_the_change(ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    real = functions.save_session
+
+    async def measured(connection: Any, *arguments: Any) -> Any:
+        sent.append(len(str(arguments)))
+        return await real(connection, *arguments)
+
+    for length in (10, 5_000):
+        session = await saved(ledger, *["text"] * length)
+        session.messages.append(ChatMessage(message_id="new", role="user", content="hi"))
+        with monkeypatch.context() as patch:
+            patch.setattr(functions, "save_session", measured)
+            await ledger.save_session(session)
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
