@@ -42,6 +42,7 @@ from chatledger.models import (
     Truncation,
     Usage,
 )
+from chatledger.openai_format import Repair
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "MessageNotFound",
     "MigrationError",
     "Problem",
+    "Repair",
     "SequenceConflict",
     "SessionHeader",
     "SessionIdConflict",

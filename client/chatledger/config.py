@@ -18,6 +18,12 @@ class Settings(BaseSettings):
 
     database_url: str | None = None
     """Where Postgres is. Without it, an embedded Postgres runs on :attr:`data_dir`."""
+    redis_url: str | None = None
+    """Where Redis or Valkey is, for the session cache. Without it, everything works without a cache."""
+    session_ttl: float = Field(default=43_200.0, gt=0)
+    """For how many seconds the cache keeps a copy of a session after it was last written."""
+    cache_max_staleness: float = Field(default=0.0, ge=0)
+    """A copy that was checked against Postgres within so many seconds is returned unchecked. 0: always check."""
     data_dir: Path | None = None
     """Folder of the embedded servers; by default the user's data folder."""
     pool_size: int = Field(default=10, ge=1)

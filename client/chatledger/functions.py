@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,6 +125,38 @@ async def read_session(
     if not rows:
         return None
     return _header(ChatSession, _json(rows[0]["session"]), messages=[_message(row) for row in rows[1:]])
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed in a session since a version; since none: all of it."""
+
+    header: dict[str, Any]
+    """As JSON has it."""
+    messages: dict[int, dict[str, Any]]
+    """New and amended messages with their places, by sequence."""
+    removed: list[int]
+
+
+async def read_changes(
+    connection: Connection, session_id: str, user_id: str | None, since: tuple[int, int] | None
+) -> Changes | None:
+    """Read what changed since a version and next_sequence; None when the session is missing or not this user's."""
+    rows = await connection.fetch(
+        "select * from chatledger.read_session($1, $2, $3, $4)", session_id, user_id, *(since or (None, None))
+    )
+    if not rows:
+        return None
+    return Changes(
+        _json(rows[0]["session"]),
+        {row["sequence"]: _body(row) | _place(row) for row in rows[1:] if not row["removed"]},
+        [row["sequence"] for row in rows[1:] if row["removed"]],
+    )
+
+
+def session_of(header: dict[str, Any], messages: list[ChatMessage]) -> ChatSession:
+    """Return the session with this header, as JSON has it, and these messages."""
+    return _header(ChatSession, header, messages=messages)
 
 
 async def read_bodies(
@@ -310,10 +343,13 @@ def _body(row: Row) -> dict[str, Any]:
     return body
 
 
+def _place(row: Row) -> dict[str, Any]:
+    return {key: row[key] for key in ("message_id", "sequence", "created_at", "amended_version")}
+
+
 def _message(row: Row) -> ChatMessage:
     # The place comes last: where the caller's message had such a key of its own, ours wins in the model.
-    place = {key: row[key] for key in ("message_id", "sequence", "created_at", "amended_version")}
-    return ChatMessage.model_validate(_body(row) | place)
+    return ChatMessage.model_validate(_body(row) | _place(row))
 
 
 def _header(model: type[Header], row: Row, **more: Any) -> Header:

@@ -7,7 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
+import asyncpg
+
 from chatledger import functions, intent
+from chatledger.cache import SessionCache
+from chatledger.cached_read import read_through
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
 from chatledger.encoding import clean_text, encode_message, encode_object
@@ -44,6 +48,8 @@ class ChatLedger:
         database: A URL; or a pool or connection of the caller's, which stays the caller's to close. On a connection
             every call joins the transaction that is open there, so that messages and business rows commit together.
             Without one, the URL from ``CHATLEDGER_DATABASE_URL``; without that, an embedded Postgres.
+        redis_url: For the session cache; without one, that from ``CHATLEDGER_REDIS_URL``; without that, no cache. On a
+            connection of the caller's there is none, since others must not see what is not committed.
         settings: Instead of those from the environment.
 
     Every method that takes ``user_id`` answers for a session of another user as for one that is not there; None is a
@@ -53,12 +59,20 @@ class ChatLedger:
     with the same ids is safe.
     """
 
-    def __init__(self, database: str | Pool | Connection | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        database: str | Pool | Connection | None = None,
+        redis_url: str | None = None,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
         self._settings = settings or Settings()
         self._given = database or self._settings.database_url
         self._database: Database | None = None
         self._pool: Pool | None = None
         self._servers: EmbeddedServers | None = None
+        self._redis_url = redis_url or self._settings.redis_url
+        self._cache: SessionCache | None = None
         self._opening = asyncio.Lock()
 
     async def open(self) -> Self:
@@ -81,15 +95,21 @@ class ChatLedger:
             source = self._pool = await open_pool(self._servers.database_url, self._settings)
             async with self._pool.acquire() as connection:
                 await migrate(connection)
+            self._redis_url = self._redis_url or self._servers.redis_url
         elif isinstance(source, str):
             source = self._pool = await open_pool(source, self._settings)
+        if self._redis_url is not None and isinstance(source, asyncpg.Pool):
+            self._cache = SessionCache(self._redis_url, session_ttl=self._settings.session_ttl)
         return Database(source, self._settings)
 
     async def close(self) -> None:
         """Close what this ledger opened. Harmless when closed already."""
         pool, self._pool = self._pool, None
         servers, self._servers = self._servers, None
+        cache, self._cache = self._cache, None
         self._database = None
+        if cache is not None:
+            await cache.close()
         if pool is not None:
             await pool.close()
         if servers is not None:
@@ -155,8 +175,11 @@ class ChatLedger:
             user_id: Who asks.
             last: Only the last so many messages; some more where the first would be a tool result without its call.
         """
-        arguments = (clean_text(session_id), _clean(user_id), last)
-        return await self._run(lambda c: functions.read_session(c, *arguments))
+        wanted, asking = clean_text(session_id), _clean(user_id)
+        await self._open_database()
+        if self._cache is not None and last is None:
+            return await read_through(self._cache, self._run, wanted, asking, self._settings.cache_max_staleness)
+        return await self._run(lambda c: functions.read_session(c, wanted, asking, last))
 
     async def save_session(self, session: ChatSession, *, fence: int | None = None) -> ChatSession:
         """Save what the caller changed in its copy since it loaded or saved it, in one call: whole or not at all.
@@ -265,7 +288,10 @@ class ChatLedger:
         False also when a first try, whose answer got lost, had deleted it.
         """
         arguments = (clean_text(session_id), _clean(user_id))
-        return await self._run(lambda c: functions.delete_session(c, *arguments))
+        deleted = await self._run(lambda c: functions.delete_session(c, *arguments))
+        if deleted and self._cache is not None:
+            await self._cache.drop(arguments[0])
+        return deleted
 
     async def fork_session(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import uuid4
 
 from pydantic import (
@@ -18,6 +18,13 @@ from pydantic import (
 )
 
 from chatledger import intent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from openai.types.chat import ChatCompletionMessageParam
+
+    from chatledger.openai_format import AnyMessage, Repair
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
@@ -138,6 +145,29 @@ class ChatSession(SessionHeader):
                 message.tool_calls = [*(message.tool_calls or []), tool_call]
                 return
         self.messages.append(ChatMessage(role="assistant", content="", tool_calls=[tool_call]))
+
+    def to_openai_messages(
+        self, *, repair: bool = True, on_repair: Callable[[Repair], None] | None = None
+    ) -> list[ChatCompletionMessageParam]:
+        """Return the messages as OpenAI's chat completions API takes them, whatever order the pieces were stored in.
+
+        Consecutive assistant messages are merged; what the API would refuse is repaired: see
+        :func:`chatledger.openai_format.to_openai_messages`.
+
+        Args:
+            repair: False: only merge.
+            on_repair: Called with each repair, in the order of the history.
+        """
+        from chatledger.openai_format import to_openai_messages  # which imports this module
+
+        return to_openai_messages(self.messages, repair=repair, on_repair=on_repair)
+
+    @staticmethod
+    def _merge_consecutive_assistant_messages(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+        # Backends call it by this name.
+        from chatledger.openai_format import merge_consecutive_assistant_messages
+
+        return merge_consecutive_assistant_messages(messages)
 
     def model_post_init(self, context: Any, /) -> None:
         """Remember what is stored."""

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from chatledger import ChatMessage, ChatSession
+from chatledger import ChatMessage, ChatSession, Repair
 
 
 def test_each_message_has_an_id_of_its_own() -> None:
@@ -33,3 +33,20 @@ def test_a_session_goes_through_json_and_back_unchanged() -> None:
         messages=[ChatMessage(role="user", content=[{"type": "text", "text": "hi"}], sequence=0, created_at=now)],
     )
     assert ChatSession.model_validate_json(session.model_dump_json()) == session
+
+
+def test_a_session_as_openai_takes_it() -> None:
+    session = ChatSession.new()
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    session.messages = [
+        ChatMessage(role="user", content="hi"),
+        ChatMessage(role="assistant", content="Let me look."),
+        ChatMessage(role="assistant", tool_calls=[call]),
+    ]
+    repairs: list[Repair] = []
+    sent = session.to_openai_messages(on_repair=repairs.append)
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
+    assert [repair.kind for repair in repairs] == ["missing_result"]
+    assert len(session.to_openai_messages(repair=False)) == 2
+    assert len(ChatSession._merge_consecutive_assistant_messages(session.messages)) == 2
+    assert len(session.messages) == 3

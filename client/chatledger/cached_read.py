@@ -1,0 +1,97 @@
+"""Reading a session through the cache: the copy says what it is at, Postgres says what changed since.
+
+So a read is never older than what was committed when it began, and the cache only saves Postgres and the network the
+messages that the copy already has. Writes do not touch the cache: the next read brings the copy up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from chatledger import functions
+from chatledger.models import ChatMessage, ChatSession
+
+if TYPE_CHECKING:
+    from chatledger.cache import CachedSession, SessionCache
+    from chatledger.connections import Result
+    from chatledger.functions import Changes, Connection
+
+_messages = TypeAdapter(list[ChatMessage])
+_CHECKED_AT = "checked_at"
+
+
+class Run(Protocol):
+    """Runs a call on a connection."""
+
+    async def __call__(self, call: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """Return what the call returns."""
+
+
+async def read_through(
+    cache: SessionCache, run: Run, session_id: str, user_id: str | None, max_staleness: float
+) -> ChatSession | None:
+    """Return a session with its messages; None when it is missing or not this user's.
+
+    Args:
+        cache: Where copies are.
+        run: Asks Postgres.
+        session_id: Which one.
+        user_id: Who asks.
+        max_staleness: Return a copy unchecked that was checked within so many seconds.
+    """
+    copy = await cache.get(session_id)
+    try:
+        if copy is not None and 0 <= time.time() - copy.header[_CHECKED_AT] < max_staleness:
+            return _session(copy.header, copy.messages) if user_id in (None, copy.header["user_id"]) else None
+        return await _checked(cache, run, session_id, user_id, copy, renew=max_staleness > 0)
+    except (ValidationError, KeyError, TypeError):
+        # Garbage of the right shape: Postgres has it right.
+        await cache.drop(session_id)
+        return await _checked(cache, run, session_id, user_id, None, renew=False)
+
+
+async def _checked(
+    cache: SessionCache, run: Run, session_id: str, user_id: str | None, copy: CachedSession | None, *, renew: bool
+) -> ChatSession | None:
+    since = None if copy is None else (copy.header["version"], copy.header["next_sequence"])
+    changes = await run(lambda c: functions.read_changes(c, session_id, user_id, since))
+    if copy is not None and changes is not None and not _same_session(copy, changes):
+        # The id was purged and created anew, or the database restored: it counts from somewhere else.
+        await cache.drop(session_id)
+        copy = None
+        changes = await run(lambda c: functions.read_changes(c, session_id, user_id, None))
+    if changes is None:
+        if copy is not None and user_id in (None, copy.header["user_id"]):
+            await cache.drop(session_id)  # it is gone, not just another user's
+        return None
+
+    header = changes.header | {_CHECKED_AT: time.time()}
+    texts = {sequence: _text(message) for sequence, message in changes.messages.items()}
+    if copy is None:
+        await cache.put(session_id, header, texts)
+        return _session(header, texts)
+    kept = {sequence: text for sequence, text in copy.messages.items() if sequence not in changes.removed}
+    session = _session(header, dict(sorted((kept | texts).items())))
+    if renew or changes.header["version"] != copy.header["version"]:
+        removed = copy.messages.keys() & changes.removed
+        await cache.update(session_id, copy.header["version"], header, texts, removed)
+    return session
+
+
+def _same_session(copy: CachedSession, changes: Changes) -> bool:
+    created = (datetime.fromisoformat(header["created_at"]) for header in (copy.header, changes.header))
+    return len(set(created)) == 1 and changes.header["version"] >= copy.header["version"]
+
+
+def _session(header: dict[str, Any], texts: dict[int, str]) -> ChatSession:
+    return functions.session_of(header, _messages.validate_json(f"[{','.join(texts.values())}]"))
+
+
+def _text(message: dict[str, Any]) -> str:
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat)

@@ -1,0 +1,319 @@
+"""A history as OpenAI's chat completions API takes it, in whatever order its pieces were stored.
+
+No I/O, no clock, no chance: the same history always gives the same messages, so that prompt caches hold.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from chatledger.models import ChatMessage
+
+if TYPE_CHECKING:  # importing openai takes half a second
+    from openai.types.chat import ChatCompletionMessageParam
+
+NO_RESULT = "No result was recorded for this call."
+"""Content of the result that stands in for one that never came."""
+NO_NAME = "unknown"
+"""Name of a function that was called without one."""
+
+RepairKind = Literal[
+    "moved_result", "missing_result", "second_result", "orphan_result", "empty_message", "unclear_call"
+]
+
+_EXPLANATIONS: dict[RepairKind, str] = {
+    "moved_result": "the result did not stand right after its call, in the order of the calls: moved there",
+    "missing_result": "the call has no result: it was given a stand-in",
+    "second_result": "the call has a result already: this one was dropped",
+    "orphan_result": "no call has this id: the result was dropped",
+    "empty_message": "the assistant message has neither text nor calls: dropped",
+    "unclear_call": "the call had no name, no id, or the id of another call in its message: it was given one",
+}
+
+# What makes an assistant message worth sending when it has no text.
+_WITHOUT_TEXT = ("refusal", "audio", "tool_calls", "function_call")
+# What a message may carry besides its role and content.
+_KEYS = {
+    "assistant": ("name", *_WITHOUT_TEXT),
+    "tool": ("name", "tool_call_id"),
+}
+# What stands for no value; 0 and False are values.
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+# What a message has room for once.
+_ONCE = ("audio", "function_call")
+
+AnyMessage = TypeVar("AnyMessage", bound="ChatMessage | ChatCompletionMessageParam")
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Something in a history that the API would refuse, and what was done about it."""
+
+    kind: RepairKind
+    message_id: str
+    """The message in which it was found; of merged messages, the first."""
+    sequence: int | None
+    """That message's place in the session; None when it is not stored."""
+    tool_call_id: str | None
+    """The call as stored (for a legacy ``function_call`` the function's name); None when it is not about a call."""
+    explanation: str
+
+
+def merge_consecutive_assistant_messages(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+    r"""Make consecutive assistant messages one, and repair nothing.
+
+    Texts and refusals are joined by a newline; lists of content parts and tool calls are concatenated (a text among
+    lists becomes a part); empty content is ignored. Of all other keys the first value stays. Only messages that both
+    have an ``audio``, or both a ``function_call``, stay apart: a message has room for one.
+
+    Args:
+        messages: In order; ``ChatMessage`` objects, or dicts in OpenAI's format. They are not changed.
+
+    Returns:
+        Copies where something was merged, the same objects where nothing was.
+
+    Example:
+        >>> call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        >>> [one] = merge_consecutive_assistant_messages([
+        ...     ChatMessage(role="assistant", content="Let me look."),
+        ...     ChatMessage(role="assistant", content="", tool_calls=[call]),
+        ... ])
+        >>> one.content, len(one.tool_calls)
+        ('Let me look.', 1)
+    """
+    runs: list[list[AnyMessage]] = []
+    role_before = None
+    for message in messages:
+        role = _get(message, "role")
+        if role == role_before == "assistant" and _fits(message, runs[-1]):
+            runs[-1].append(message)
+        else:
+            runs.append([message])
+        role_before = role
+    return [run[0] if len(run) == 1 else _merged(run) for run in runs]
+
+
+def to_openai_messages(
+    messages: Sequence[ChatMessage], *, repair: bool = True, on_repair: Callable[[Repair], None] | None = None
+) -> list[ChatCompletionMessageParam]:
+    """Return a history as messages for ``client.chat.completions.create(messages=…)``.
+
+    Consecutive assistant messages are merged. Then, anywhere in the history:
+
+    - Each call is followed by its result, right after the assistant message, in the order of the calls. A result
+      belongs to the nearest call before it that has its id and no result yet (some models use an id again in a later
+      turn); one that was stored before its call, to that call.
+    - A call whose result never came gets ``NO_RESULT``.
+    - A second result for a call is dropped. The first stays, since the model may have answered it already; to replace
+      a result, amend its message.
+    - A result without a call, and an assistant message with neither text nor refusal nor audio nor calls, are dropped.
+    - A call without an id, or with the id of an earlier call in its message, gets a new one, and so does its result.
+      A call without a name gets ``NO_NAME``.
+
+    A legacy ``function_call`` and its ``function`` message, which go by name, are treated as a call and its result.
+    A valid history comes out as it went in; so what came out comes out unchanged again.
+
+    Only keys that the API knows for the role are given. The API refuses others, so ``message_id``, ``metadata`` and
+    what a provider added (``reasoning_content``, ``annotations``) are left out. Keys without a value are left out too,
+    except ``content``: where it is missing it is None beside calls and ``""`` elsewhere. A call without ``type`` or
+    ``arguments`` gets them; of an ``audio`` only the id is sent. Inside calls and content parts all else stays.
+
+    Args:
+        messages: In order. They are not changed, and the result shares nothing with them.
+        repair: False: only merge and convert, so what is wrong stays wrong.
+        on_repair: Called with each repair, in the order of the history.
+
+    Example:
+        >>> call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        >>> repairs = []
+        >>> sent = to_openai_messages([
+        ...     ChatMessage(role="assistant", tool_calls=[call]),
+        ...     ChatMessage(role="user", content="Still there?"),
+        ...     ChatMessage(role="tool", tool_call_id="c1", content="42"),
+        ... ], on_repair=repairs.append)
+        >>> [message["role"] for message in sent]
+        ['assistant', 'tool', 'user']
+        >>> [repair.kind for repair in repairs]
+        ['moved_result']
+    """
+    history = merge_consecutive_assistant_messages(messages)
+    if repair:
+        # Merged again: between two assistant messages there may have been nothing but a result that moved or went.
+        history = merge_consecutive_assistant_messages(_repaired(history, on_repair or (lambda _: None)))
+    return [_as_dict(message) for message in history]
+
+
+def _get(message: Any, key: str) -> Any:
+    if isinstance(message, dict):
+        return message.get(key)
+    # pydantic's own getattr takes most of the time when there is no such key.
+    fields = message.__dict__
+    return fields[key] if key in fields else (message.__pydantic_extra__ or {}).get(key)
+
+
+def _fits(message: AnyMessage, run: list[AnyMessage]) -> bool:
+    return not any(_get(message, key) and any(_get(other, key) for other in run) for key in _ONCE)
+
+
+def _merged(run: list[AnyMessage]) -> AnyMessage:
+    fields: dict[str, Any] = {}
+    for message in reversed(run):
+        values = dict(cast(Any, message)).items()
+        fields |= {key: value for key, value in values if key not in fields or value not in _NOTHING}
+    if contents := [content for message in run if not _is_empty(content := _get(message, "content"))]:
+        fields["content"] = _joined(contents)
+    if refusals := [refusal for message in run if (refusal := _get(message, "refusal"))]:
+        fields["refusal"] = "\n".join(refusals)
+    if calls := [call for message in run for call in _get(message, "tool_calls") or ()]:
+        fields["tool_calls"] = calls
+    first: Any = run[0]
+    return cast(AnyMessage, fields if isinstance(first, dict) else first.model_copy(update=fields))
+
+
+def _is_empty(content: Any) -> bool:
+    return not content or (
+        isinstance(content, list) and all(part.get("type") == "text" and not part.get("text") for part in content)
+    )
+
+
+def _joined(contents: list[Any]) -> str | list[dict[str, Any]]:
+    if all(isinstance(content, str) for content in contents):
+        return "\n".join(contents)
+    as_parts = ([{"type": "text", "text": c}] if isinstance(c, str) else c for c in contents)
+    return [part for parts in as_parts for part in parts]
+
+
+# A call, and the result that answers it: the role of the result, and its tool_call_id or its name.
+_Key = tuple[Literal["tool", "function"], str]
+
+
+def _call_keys(message: ChatMessage) -> list[_Key]:
+    keys: list[_Key] = [("tool", _text(call.get("id"))) for call in message.tool_calls or ()]
+    if message.function_call:
+        keys.append(("function", _text(message.function_call.get("name"))))
+    return keys
+
+
+def _result_key(message: ChatMessage) -> _Key | None:
+    if message.role == "tool":
+        return "tool", _text(message.tool_call_id)
+    return ("function", _text(message.name)) if message.role == "function" else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _results_of_calls(messages: list[ChatMessage]) -> tuple[dict[tuple[int, int], int], set[_Key]]:
+    """Return the place of each call's result, by the call's message and its number there, and the keys of all calls."""
+    results: dict[tuple[int, int], int] = {}
+    without_result: defaultdict[_Key, list[tuple[int, int]]] = defaultdict(list)
+    early: dict[_Key, int] = {}
+    for at, message in enumerate(messages):
+        if message.role == "assistant":
+            # The nearest message is the last of the list, but within a message the results follow the calls' order.
+            for nth, key in reversed(list(enumerate(_call_keys(message)))):
+                without_result[key].append((at, nth))
+        elif result_key := _result_key(message):
+            if waiting := without_result.get(result_key):
+                results[waiting.pop()] = at
+            elif result_key not in without_result:
+                early.setdefault(result_key, at)
+    # Last, so that a result left over from before (of a call that was cut off, say) never takes a later one's place.
+    for key, at in early.items():
+        if waiting := without_result.get(key):
+            results[waiting[0]] = at
+    return results, set(without_result)
+
+
+def _repaired(messages: list[ChatMessage], on_repair: Callable[[Repair], None]) -> list[ChatMessage]:
+    def report(kind: RepairKind, message: ChatMessage, call_id: str = "") -> None:
+        on_repair(Repair(kind, message.message_id, message.sequence, call_id or None, _EXPLANATIONS[kind]))
+
+    results, calls = _results_of_calls(messages)
+    used = set(results.values())
+    repaired: list[ChatMessage] = []
+    for at, message in enumerate(messages):
+        if result_key := _result_key(message):
+            if at not in used:
+                report("second_result" if result_key in calls else "orphan_result", message, result_key[1])
+        elif message.role != "assistant":
+            repaired.append(message)
+        elif _is_empty(message.content) and not any(_get(message, key) for key in _WITHOUT_TEXT):
+            report("empty_message", message)
+        else:
+            clear = _with_clear_calls(message, report)
+            repaired.append(clear)
+            in_place = at + 1
+            for nth, (stored, key) in enumerate(zip(_call_keys(message), _call_keys(clear), strict=True)):
+                where = results.get((at, nth))
+                if where is None:
+                    report("missing_result", message, stored[1])
+                elif where == in_place:
+                    in_place += 1
+                else:
+                    report("moved_result", messages[where], stored[1])
+                repaired.append(_result(key, None if where is None else messages[where]))
+    return repaired
+
+
+def _with_clear_calls(message: ChatMessage, report: Callable[[RepairKind, ChatMessage, str], None]) -> ChatMessage:
+    """Give each call a name, and an id that no other call of the message has."""
+    calls: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    times: defaultdict[str, int] = defaultdict(int)
+    for call in message.tool_calls or ():
+        stored = _text(call.get("id"))
+        call_id = wanted = stored or "call"
+        while call_id in taken:
+            times[wanted] += 1
+            call_id = f"{wanted}_{times[wanted] + 1}"
+        taken.add(call_id)
+        kind = "custom" if "custom" in call else "function"
+        body = call.get(kind) or {}
+        if call_id != stored or not body.get("name"):
+            report("unclear_call", message, stored)
+            call = call | {"id": call_id, kind: body | {"name": body.get("name") or NO_NAME}}
+        calls.append(call)
+    changed: dict[str, Any] = {}
+    if calls != (message.tool_calls or []):
+        changed["tool_calls"] = calls
+    if message.function_call and not message.function_call.get("name"):
+        report("unclear_call", message, "")
+        changed["function_call"] = message.function_call | {"name": NO_NAME}
+    return message.model_copy(update=changed) if changed else message
+
+
+def _result(key: _Key, stored: ChatMessage | None) -> ChatMessage:
+    role, call_id = key
+    field = "tool_call_id" if role == "tool" else "name"
+    if stored is None:
+        return ChatMessage.model_validate({"role": role, field: call_id, "content": NO_RESULT})
+    return stored if _get(stored, field) == call_id else stored.model_copy(update={field: call_id})
+
+
+def _as_dict(message: ChatMessage) -> ChatCompletionMessageParam:
+    fields: dict[str, Any] = {"role": message.role, "content": _copy(message.content)}
+    for key in _KEYS.get(message.role, ("name",)):
+        if value := _get(message, key):
+            fields[key] = _copy(value)
+    if not message.content and message.content != "":
+        may_be_null = message.role == "function" or "tool_calls" in fields or "function_call" in fields
+        fields["content"] = None if may_be_null else ""
+    for call in fields.get("tool_calls", ()):
+        call.setdefault("type", "custom" if "custom" in call else "function")
+        call.get("function", {}).setdefault("arguments", "{}")
+    fields.get("function_call", {}).setdefault("arguments", "{}")
+    if isinstance(audio := fields.get("audio"), dict) and "id" in audio:
+        fields["audio"] = {"id": audio["id"]}
+    return cast("ChatCompletionMessageParam", fields)
+
+
+def _copy(value: Any) -> Any:
+    # copy.deepcopy takes more than three times as long, for what is never in JSON.
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value

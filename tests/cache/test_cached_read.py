@@ -1,0 +1,251 @@
+"""G6: a read through the cache is never older than what was committed when it began, whatever happens to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from chatledger import ChatLedger, ChatMessage, ChatSession, Settings, functions
+
+if TYPE_CHECKING:
+    from .conftest import Server
+
+Psql = Callable[..., Awaitable[str]]
+
+
+def user(text: str = "hi", **fields: Any) -> ChatMessage:
+    return ChatMessage(role="user", content=text, **fields)
+
+
+def key(session: ChatSession) -> str:
+    return f"chat:session:{session.session_id}"
+
+
+@pytest.fixture
+async def cached(database_url: str, server: Server) -> AsyncIterator[ChatLedger]:
+    """A ledger with a cache."""
+    async with ChatLedger(database_url, server.url) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+async def other(database_url: str, server: Server) -> AsyncIterator[ChatLedger]:
+    """Another process's ledger, as it were, on the same Postgres and Redis."""
+    async with ChatLedger(database_url, server.url) as ledger:
+        yield ledger
+
+
+async def saved(ledger: ChatLedger, *texts: str) -> ChatSession:
+    session = ChatSession.new(user_id="u1")
+    session.messages = [user(text, metadata={"n": [1, None]}) for text in texts]
+    await ledger.save_session(session)
+    await ledger.get_session(session.session_id)  # fills the cache
+    return session
+
+
+async def load(ledger: ChatLedger, session: ChatSession) -> ChatSession:
+    loaded = await ledger.get_session(session.session_id)
+    assert loaded is not None
+    return loaded
+
+
+async def test_the_copy_equals_what_postgres_has(cached: ChatLedger, ledger: ChatLedger, server: Server) -> None:
+    session = await saved(cached, "one", "two")
+    assert server.redis.exists(key(session))
+    assert await load(cached, session) == session == await load(ledger, session)
+    server.redis.delete(key(session))
+    assert await load(cached, session) == session
+
+
+async def test_an_unchanged_session_comes_from_the_copy(cached: ChatLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await saved(cached, *"abc")
+    read: list[int] = []
+    real = functions.read_changes
+
+    async def counted(*arguments: Any) -> Any:
+        changes = await real(*arguments)
+        read.append(len(changes.messages) if changes else -1)
+        return changes
+
+    monkeypatch.setattr(functions, "read_changes", counted)
+    await load(cached, session)
+    await cached.append_messages(session.session_id, [user("d")])
+    assert len((await load(cached, session)).messages) == 4
+    await load(cached, session)
+    assert read == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        """append_messages('{id}', array['{"message_id": "p", "role": "user", "content": "psql"}']::jsonb[])""",
+        "amend_message('{id}', '{first}', '{\"content\": \"psql\"}')",
+        'add_tool_call(\'{id}\', \'{"id": "c1", "function": {"name": "f"}}\')',
+        "truncate_session('{id}', 1)",
+        "update_session('{id}', p_title => 'psql')",
+        "record_usage('{id}', 'use', 1, 2)",
+        "delete_session('{id}')",
+    ],
+)
+async def test_a_change_in_psql_shows_in_the_very_next_read_of_every_process(
+    cached: ChatLedger, other: ChatLedger, ledger: ChatLedger, psql: Psql, change: str
+) -> None:
+    session = await saved(cached, "one", "two", "three")
+    first = session.messages[0].message_id
+    await psql(f"select chatledger.{change}".replace("{id}", session.session_id).replace("{first}", first))
+    truth = await ledger.get_session(session.session_id)
+    assert truth != session
+    for reader in (cached, other, cached):
+        assert await reader.get_session(session.session_id) == truth
+
+
+async def test_an_id_that_is_purged_and_created_anew_is_another_session(cached: ChatLedger) -> None:
+    session = await saved(cached, "old", "old")
+    await cached.delete_session(session.session_id)
+    await cached.purge_sessions(timedelta(0))
+    anew = ChatSession.new(user_id="u1", session_id=session.session_id)
+    anew.messages = [user("new"), user("new")]
+    await cached.save_session(anew)
+    for _ in range(2):
+        assert await load(cached, anew) == anew
+
+
+async def test_a_deleted_session_leaves_no_copy_behind(cached: ChatLedger, psql: Psql, server: Server) -> None:
+    session, by_psql = await saved(cached, "one"), await saved(cached, "two")
+    await cached.delete_session(session.session_id)
+    await psql(f"select chatledger.delete_session('{by_psql.session_id}')")
+    assert await cached.get_session(by_psql.session_id, user_id="u1") is None
+    assert not server.redis.exists(key(session), key(by_psql))
+
+
+async def test_g8_a_copy_is_not_for_others(cached: ChatLedger, database_url: str, server: Server) -> None:
+    session = await saved(cached, "one")
+    settings = Settings(cache_max_staleness=600)
+    async with ChatLedger(database_url, server.url, settings=settings) as stale:
+        for ledger in (cached, stale):
+            assert await ledger.get_session(session.session_id, user_id="u2") is None
+            assert await ledger.get_session(session.session_id, user_id="u1") is not None
+    assert server.redis.exists(key(session))
+
+
+async def test_cache_max_staleness_returns_a_copy_unchecked(
+    cached: ChatLedger, database_url: str, server: Server, psql: Psql
+) -> None:
+    session = await saved(cached, "one")
+    await psql(f"select chatledger.update_session('{session.session_id}', p_title => 'psql')")
+    async with ChatLedger(database_url, server.url, settings=Settings(cache_max_staleness=600)) as stale:
+        assert (await load(stale, session)).title is None
+        assert (await load(cached, session)).title == "psql"
+        assert (await load(stale, session)).title == "psql"
+
+
+async def test_nothing_of_an_open_transaction_reaches_the_cache(
+    cached: ChatLedger, connection: asyncpg.Connection[asyncpg.Record], server: Server
+) -> None:
+    session = await saved(cached, "one")
+    server.redis.flushall()
+    transaction = connection.transaction()
+    await transaction.start()
+    inside = ChatLedger(connection, server.url)
+    await inside.append_messages(session.session_id, [user("not committed")])
+    assert len((await load(inside, session)).messages) == 2
+    assert not server.redis.exists(key(session))
+    assert len((await load(cached, session)).messages) == 1
+    await transaction.rollback()
+    assert len((await load(cached, session)).messages) == 1
+
+
+@pytest.mark.parametrize("garbage", ["string", "message", "shape", "old format", "header"])
+async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server: Server, garbage: str) -> None:
+    session = await saved(cached, "one", "two")
+    name = key(session)
+    if garbage == "string":
+        server.redis.set(name, "nonsense")
+    elif garbage == "message":
+        server.redis.hset(name, "0", "nonsense")
+    elif garbage == "shape":
+        server.redis.hset(name, "0", '{"role": 7}')
+    elif garbage == "old format":
+        server.redis.hset(name, "format", "0")
+    else:
+        server.redis.hset(name, "header", "{}")
+    for _ in range(2):
+        assert await load(cached, session) == session
+
+
+async def test_redis_stopped_killed_and_back(database_url: str, own_server: Server) -> None:
+    async with ChatLedger(database_url, own_server.url) as ledger:
+        session = await saved(ledger, "one")
+        own_server.pause()
+        for n in range(5):
+            session.messages.append(user(f"paused {n}"))
+            await ledger.save_session(session)
+            assert await load(ledger, session) == session
+        own_server.resume()
+        own_server.kill()
+        session.messages.append(user("killed"))
+        await ledger.save_session(session)
+        assert await load(ledger, session) == session
+        own_server.start()
+        assert await load(ledger, session) == session
+
+
+async def test_without_redis_at_all(database_url: str) -> None:
+    async with ChatLedger(database_url, "unix:///nowhere/redis.sock") as ledger:
+        session = await saved(ledger, "one")
+        assert await load(ledger, session) == session
+
+
+async def test_sixteen_writers_and_sixteen_readers_with_flushes(
+    database_url: str, server: Server, connect: Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]]
+) -> None:
+    """Each read has all that was acknowledged before it began, and every batch whole; by Python and by plain SQL."""
+    choice = random.Random(7)
+    settings = Settings(pool_size=8)
+    async with (
+        ChatLedger(database_url, server.url, settings=settings) as one,
+        ChatLedger(database_url, server.url, settings=settings) as two,
+    ):
+        session = await saved(one)
+        acknowledged: set[str] = set()
+        writing = 16
+
+        async def write(n: int) -> None:
+            nonlocal writing
+            connection = await connect() if n % 4 == 0 else None
+            for batch in range(12):
+                ids = [f"{n}-{batch}-{i}" for i in range(choice.randint(1, 4))]
+                messages = [user(text, message_id=text, name=f"{n}-{batch}-{len(ids)}") for text in ids]
+                ledger = choice.choice((one, two)) if connection is None else ChatLedger(connection)
+                await ledger.append_messages(session.session_id, messages)
+                acknowledged.update(ids)
+                if choice.random() < 0.1:
+                    server.redis.flushall()
+            writing -= 1
+
+        async def read() -> int:
+            reads = 0
+            while writing:
+                before = set(acknowledged)
+                seen = await load(choice.choice((one, two)), session)
+                reads += 1
+                ids = [message.message_id for message in seen.messages]
+                assert before <= set(ids)
+                assert [message.sequence for message in seen.messages] == list(range(len(ids)))
+                assert seen.message_count == len(ids)
+                whole = [m.name for m in seen.messages]
+                assert all(whole.count(name) == int(str(name).rsplit("-", 1)[1]) for name in set(whole))
+            return reads
+
+        async with asyncio.TaskGroup() as group:
+            reads = [group.create_task(read()) for _ in range(16)]
+            for n in range(16):
+                group.create_task(write(n))
+        assert sum(task.result() for task in reads) > 16
+        assert len((await load(two, session)).messages) == len(acknowledged)
