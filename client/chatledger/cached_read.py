@@ -19,6 +19,7 @@ from chatledger.models import ChatMessage, ChatSession
 
 if TYPE_CHECKING:
     from chatledger.cache import CachedSession, SessionCache
+    from chatledger.config import Settings
     from chatledger.connections import Result
     from chatledger.functions import Changes, Connection
 
@@ -34,7 +35,7 @@ class Run(Protocol):
 
 
 async def read_through(
-    cache: SessionCache, run: Run, session_id: str, user_id: str | None, max_staleness: float
+    cache: SessionCache, run: Run, session_id: str, user_id: str | None, settings: Settings
 ) -> ChatSession | None:
     """Return a session with its messages; None when it is missing or not this user's.
 
@@ -43,21 +44,26 @@ async def read_through(
         run: Asks Postgres.
         session_id: Which one.
         user_id: Who asks.
-        max_staleness: Return a copy unchecked that was checked within so many seconds.
+        settings: How stale a copy may be, and how large a session must be to have one.
     """
     copy = await cache.get(session_id)
     try:
-        if copy is not None and 0 <= time.time() - copy.header[_CHECKED_AT] < max_staleness:
+        if copy is not None and 0 <= time.time() - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
             return _session(copy.header, copy.messages) if user_id in (None, copy.header["user_id"]) else None
-        return await _checked(cache, run, session_id, user_id, copy, renew=max_staleness > 0)
+        return await _checked(cache, run, session_id, user_id, copy, settings)
     except (ValidationError, KeyError, TypeError):
         # Garbage of the right shape: Postgres has it right.
         await cache.drop(session_id)
-        return await _checked(cache, run, session_id, user_id, None, renew=False)
+        return await _checked(cache, run, session_id, user_id, None, settings)
 
 
 async def _checked(
-    cache: SessionCache, run: Run, session_id: str, user_id: str | None, copy: CachedSession | None, *, renew: bool
+    cache: SessionCache,
+    run: Run,
+    session_id: str,
+    user_id: str | None,
+    copy: CachedSession | None,
+    settings: Settings,
 ) -> ChatSession | None:
     since = None if copy is None else (copy.header["version"], copy.header["next_sequence"])
     changes = await run(lambda c: functions.read_changes(c, session_id, user_id, since))
@@ -74,11 +80,12 @@ async def _checked(
     header = changes.header | {_CHECKED_AT: time.time()}
     texts = {sequence: _text(message) for sequence, message in changes.messages.items()}
     if copy is None:
-        await cache.put(session_id, header, texts)
+        if len(texts) >= settings.cache_min_messages:
+            await cache.put(session_id, header, texts)
         return _session(header, texts)
     kept = {sequence: text for sequence, text in copy.messages.items() if sequence not in changes.removed}
     session = _session(header, dict(sorted((kept | texts).items())))
-    if renew or changes.header["version"] != copy.header["version"]:
+    if settings.cache_max_staleness > 0 or changes.header["version"] != copy.header["version"]:
         removed = copy.messages.keys() & changes.removed
         await cache.update(session_id, copy.header["version"], header, texts, removed)
     return session

@@ -178,7 +178,7 @@ class ChatLedger:
         wanted, asking = clean_text(session_id), _clean(user_id)
         await self._open_database()
         if self._cache is not None and last is None:
-            return await read_through(self._cache, self._run, wanted, asking, self._settings.cache_max_staleness)
+            return await read_through(self._cache, self._run, wanted, asking, self._settings)
         return await self._run(lambda c: functions.read_session(c, wanted, asking, last))
 
     async def save_session(self, session: ChatSession, *, fence: int | None = None) -> ChatSession:

@@ -23,6 +23,11 @@ def user(text: str = "hi", **fields: Any) -> ChatMessage:
     return ChatMessage(role="user", content=text, **fields)
 
 
+def every_session(**settings: Any) -> Settings:
+    """Settings with which small sessions are cached too."""
+    return Settings(cache_min_messages=0, **settings)
+
+
 def key(session: ChatSession) -> str:
     return f"chat:session:{session.session_id}"
 
@@ -30,14 +35,14 @@ def key(session: ChatSession) -> str:
 @pytest.fixture
 async def cached(database_url: str, server: Server) -> AsyncIterator[ChatLedger]:
     """A ledger with a cache."""
-    async with ChatLedger(database_url, server.url) as ledger:
+    async with ChatLedger(database_url, server.url, settings=every_session()) as ledger:
         yield ledger
 
 
 @pytest.fixture
 async def other(database_url: str, server: Server) -> AsyncIterator[ChatLedger]:
     """Another process's ledger, as it were, on the same Postgres and Redis."""
-    async with ChatLedger(database_url, server.url) as ledger:
+    async with ChatLedger(database_url, server.url, settings=every_session()) as ledger:
         yield ledger
 
 
@@ -61,6 +66,14 @@ async def test_the_copy_equals_what_postgres_has(cached: ChatLedger, ledger: Cha
     assert await load(cached, session) == session == await load(ledger, session)
     server.redis.delete(key(session))
     assert await load(cached, session) == session
+
+
+async def test_a_small_session_is_not_worth_a_copy(database_url: str, server: Server) -> None:
+    async with ChatLedger(database_url, server.url, settings=Settings(cache_min_messages=3)) as ledger:
+        small, large = await saved(ledger, *"ab"), await saved(ledger, *"abc")
+        assert not server.redis.exists(key(small))
+        assert server.redis.exists(key(large))
+        assert [await load(ledger, one) for one in (small, large)] == [small, large]
 
 
 async def test_an_unchanged_session_comes_from_the_copy(cached: ChatLedger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +139,7 @@ async def test_a_deleted_session_leaves_no_copy_behind(cached: ChatLedger, psql:
 
 async def test_g8_a_copy_is_not_for_others(cached: ChatLedger, database_url: str, server: Server) -> None:
     session = await saved(cached, "one")
-    settings = Settings(cache_max_staleness=600)
+    settings = every_session(cache_max_staleness=600)
     async with ChatLedger(database_url, server.url, settings=settings) as stale:
         for ledger in (cached, stale):
             assert await ledger.get_session(session.session_id, user_id="u2") is None
@@ -139,7 +152,7 @@ async def test_cache_max_staleness_returns_a_copy_unchecked(
 ) -> None:
     session = await saved(cached, "one")
     await psql(f"select chatledger.update_session('{session.session_id}', p_title => 'psql')")
-    async with ChatLedger(database_url, server.url, settings=Settings(cache_max_staleness=600)) as stale:
+    async with ChatLedger(database_url, server.url, settings=every_session(cache_max_staleness=600)) as stale:
         assert (await load(stale, session)).title is None
         assert (await load(cached, session)).title == "psql"
         assert (await load(stale, session)).title == "psql"
@@ -152,7 +165,7 @@ async def test_nothing_of_an_open_transaction_reaches_the_cache(
     server.redis.flushall()
     transaction = connection.transaction()
     await transaction.start()
-    inside = ChatLedger(connection, server.url)
+    inside = ChatLedger(connection, server.url, settings=every_session())
     await inside.append_messages(session.session_id, [user("not committed")])
     assert len((await load(inside, session)).messages) == 2
     assert not server.redis.exists(key(session))
@@ -180,7 +193,7 @@ async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server
 
 
 async def test_redis_stopped_killed_and_back(database_url: str, own_server: Server) -> None:
-    async with ChatLedger(database_url, own_server.url) as ledger:
+    async with ChatLedger(database_url, own_server.url, settings=every_session()) as ledger:
         session = await saved(ledger, "one")
         own_server.pause()
         for n in range(5):
@@ -197,7 +210,7 @@ async def test_redis_stopped_killed_and_back(database_url: str, own_server: Serv
 
 
 async def test_without_redis_at_all(database_url: str) -> None:
-    async with ChatLedger(database_url, "unix:///nowhere/redis.sock") as ledger:
+    async with ChatLedger(database_url, "unix:///nowhere/redis.sock", settings=every_session()) as ledger:
         session = await saved(ledger, "one")
         assert await load(ledger, session) == session
 
@@ -207,7 +220,7 @@ async def test_sixteen_writers_and_sixteen_readers_with_flushes(
 ) -> None:
     """Each read has all that was acknowledged before it began, and every batch whole; by Python and by plain SQL."""
     choice = random.Random(7)
-    settings = Settings(pool_size=8)
+    settings = every_session(pool_size=8)
     async with (
         ChatLedger(database_url, server.url, settings=settings) as one,
         ChatLedger(database_url, server.url, settings=settings) as two,
