@@ -101,7 +101,7 @@ begin
         if found then
             raise exception using
                 errcode = 'CL003',
-                message = format('message %s: message_id "%s" is already used by another message of this session',
+                message = format('message %s: message_id "%s" is stored in this session with another body',
                     v_index, v_conflict),
                 detail = jsonb_build_object('index', v_index, 'field', 'message_id', 'message_id', v_conflict)::text,
                 hint = 'Nothing of this batch was stored. Use a new id for a new message, amend_message to change one.';

@@ -100,7 +100,7 @@ async def test_overview_has_a_row_a_live_session(connection: Connection) -> None
         "x",
         True,
     )
-    assert (row["messages"], row["total_tokens"], row["version"]) == (3, 7, 5)
+    assert (row["message_count"], row["total_tokens"], row["version"]) == (3, 7, 5)
 
 
 # transcript

@@ -32,7 +32,7 @@ from chatledger import errors
 
 ROOT = Path(__file__).parents[2]
 SQL_REFERENCE = ROOT / "docs" / "sql.md"
-INSTALLING = [SQL_REFERENCE, ROOT / "docs" / "operations.md"]
+INSTALLING = [SQL_REFERENCE, ROOT / "docs" / "operations.md", ROOT / "docs" / "tutorial.md"]
 OTHERS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path not in INSTALLING]
 
 END_OF_OUTPUT = "--- end of output ---"

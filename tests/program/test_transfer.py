@@ -177,7 +177,7 @@ async def test_a_changed_message_is_a_bad_line(ledger: ChatLedger) -> None:
     await import_lines(ledger, lines({"session_id": "s1", "messages": [{"role": "user", "content": "one"}]}))
     report = await import_lines(ledger, lines({"session_id": "s1", "messages": [{"role": "user", "content": "two"}]}))
     [(_, why)] = report.refused
-    assert "already used by another message" in why
+    assert "with another body" in why
 
 
 async def test_export_of_one_session_and_of_one_user(ledger: ChatLedger) -> None:
