@@ -69,6 +69,7 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/purge_sessions.sql
 \ir functions/raise_amended_since.sql
 \ir functions/raise_invalid_argument.sql
+\ir functions/raise_sequence_conflict.sql
 \ir functions/raise_session_not_found.sql
 \ir functions/read_session.sql
 \ir functions/record_usage.sql

@@ -123,13 +123,7 @@ begin
     if v_inserted > 0 then
         -- Only now, when something new was stored: the retry of an append that went through must not conflict with itself.
         if p_expected_sequence <> v_session.next_sequence then
-            raise exception using
-                errcode = 'CL002',
-                message = format('session "%s" goes on at sequence %s, not %s',
-                    p_session_id, v_session.next_sequence, p_expected_sequence),
-                detail = jsonb_build_object('session_id', p_session_id, 'expected_sequence', p_expected_sequence,
-                    'next_sequence', v_session.next_sequence, 'version', v_session.version)::text,
-                hint = 'Nothing was stored. Somebody appended since: read what is new, then decide again.';
+            perform chatledger.raise_sequence_conflict(v_session, p_expected_sequence);
         end if;
 
         update chatledger.sessions as s

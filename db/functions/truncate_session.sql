@@ -34,13 +34,7 @@ begin
     v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
 
     if p_expected_sequence <> v_session.next_sequence then
-        raise exception using
-            errcode = 'CL002',
-            message = format('session "%s" goes on at sequence %s, not %s',
-                p_session_id, v_session.next_sequence, p_expected_sequence),
-            detail = jsonb_build_object('session_id', p_session_id, 'expected_sequence', p_expected_sequence,
-                'next_sequence', v_session.next_sequence, 'version', v_session.version)::text,
-            hint = 'Nothing was removed. Somebody appended since: read what is new, then decide again.';
+        perform chatledger.raise_sequence_conflict(v_session, p_expected_sequence);
     end if;
 
     update chatledger.messages as m
