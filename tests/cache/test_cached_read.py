@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, Settings, functions
+from chatledger.encoding import encode_message
 
 if TYPE_CHECKING:
     from .conftest import Server
@@ -215,10 +216,8 @@ async def test_without_redis_at_all(database_url: str) -> None:
         assert await load(ledger, session) == session
 
 
-async def test_sixteen_writers_and_sixteen_readers_with_flushes(
-    database_url: str, server: Server, connect: Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]]
-) -> None:
-    """Each read has all that was acknowledged before it began, and every batch whole; by Python and by plain SQL."""
+async def test_sixteen_writers_and_sixteen_readers_with_flushes(database_url: str, server: Server, psql: Psql) -> None:
+    """Each read has all that was acknowledged before it began, and every batch whole. A quarter writes in psql."""
     choice = random.Random(7)
     settings = every_session(pool_size=8)
     async with (
@@ -231,12 +230,14 @@ async def test_sixteen_writers_and_sixteen_readers_with_flushes(
 
         async def write(n: int) -> None:
             nonlocal writing
-            connection = await connect() if n % 4 == 0 else None
             for batch in range(12):
                 ids = [f"{n}-{batch}-{i}" for i in range(choice.randint(1, 4))]
                 messages = [user(text, message_id=text, name=f"{n}-{batch}-{len(ids)}") for text in ids]
-                ledger = choice.choice((one, two)) if connection is None else ChatLedger(connection)
-                await ledger.append_messages(session.session_id, messages)
+                if n % 4:
+                    await choice.choice((one, two)).append_messages(session.session_id, messages)
+                else:
+                    array = ", ".join(f"'{encode_message(message, 0)}'" for message in messages)
+                    await psql(f"select chatledger.append_messages('{session.session_id}', array[{array}]::jsonb[])")
                 acknowledged.update(ids)
                 if choice.random() < 0.1:
                     server.redis.flushall()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ import chatledger
 from chatledger import (
     ChatLedger,
     ChatMessage,
+    ChatSession,
     SessionNotFound,
     append_and_save_message,
     create_chat_session,
@@ -70,6 +74,31 @@ async def test_the_default_ledger_can_be_set(ledger: ChatLedger, monkeypatch: py
     chatledger.set_default_ledger(ledger)
     session = await create_chat_session("u1")
     assert await ledger.get_session(session.session_id) == session
+
+
+def test_without_a_database_url_the_default_ledger_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the server's user can reach it when we are root.
+    folder = Path(tempfile.mkdtemp(prefix="chatledger-default-"))
+    folder.chmod(0o755)
+    monkeypatch.delenv("CHATLEDGER_DATABASE_URL")
+    monkeypatch.setenv("CHATLEDGER_DATA_DIR", str(folder))
+
+    async def write() -> str:
+        session = await create_chat_session("u1")
+        session.messages.append(user("kept"))
+        await upsert_chat_session(session)
+        await chatledger.close_default_ledger()
+        return session.session_id
+
+    async def read(session_id: str) -> ChatSession | None:
+        session = await get_chat_session(session_id)
+        await chatledger.close_default_ledger()
+        return session
+
+    session = asyncio.run(read(asyncio.run(write())))  # started, stopped and started again
+    assert session is not None
+    assert [message.content for message in session.messages] == ["kept"]
+    shutil.rmtree(folder)
 
 
 def test_a_second_event_loop_has_a_default_ledger_of_its_own() -> None:
