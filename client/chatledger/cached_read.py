@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from chatledger import functions
+from chatledger.errors import InvalidArgument
 from chatledger.models import ChatMessage, ChatSession
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ async def read_through(
         if copy is not None and 0 <= time.time() - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
             return _session(copy.header, copy.messages) if user_id in (None, copy.header["user_id"]) else None
         return await _checked(cache, run, session_id, user_id, copy, settings)
-    except (ValidationError, KeyError, TypeError):
+    except (ValidationError, InvalidArgument, KeyError, TypeError):
         # Garbage of the right shape: Postgres has it right.
         await cache.drop(session_id)
         return await _checked(cache, run, session_id, user_id, None, settings)
@@ -65,6 +66,7 @@ async def _checked(
     copy: CachedSession | None,
     settings: Settings,
 ) -> ChatSession | None:
+    checked_at = time.time()
     since = None if copy is None else (copy.header["version"], copy.header["next_sequence"])
     changes = await run(lambda c: functions.read_changes(c, session_id, user_id, since))
     if copy is not None and changes is not None and not _same_session(copy, changes):
@@ -77,7 +79,7 @@ async def _checked(
             await cache.drop(session_id)  # it is gone, not just another user's
         return None
 
-    header = changes.header | {_CHECKED_AT: time.time()}
+    header = changes.header | {_CHECKED_AT: checked_at}
     texts = {sequence: _text(message) for sequence, message in changes.messages.items()}
     if copy is None:
         if len(texts) >= settings.cache_min_messages:

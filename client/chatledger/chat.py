@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from chatledger.errors import SessionNotFound
 from chatledger.ledger import ChatLedger
 from chatledger.models import ChatMessage, ChatSession, SessionPage
 
 # One for each event loop, since connections belong to their loop.
-_ledgers: WeakKeyDictionary[asyncio.AbstractEventLoop, ChatLedger] = WeakKeyDictionary()
+_ledgers: dict[asyncio.AbstractEventLoop, ChatLedger] = {}
 
 
 def default_ledger() -> ChatLedger:
     """Return this event loop's default ledger, which opens on first use; configured by ``CHATLEDGER_…``."""
     loop = asyncio.get_running_loop()
     if loop not in _ledgers:
+        # A ledger refers to its loop, so an entry never goes by itself.
+        for ended in [other for other in _ledgers if other.is_closed()]:
+            del _ledgers[ended]
         _ledgers[loop] = ChatLedger()
     return _ledgers[loop]
 

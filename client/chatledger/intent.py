@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,13 @@ USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _NOT_BODY = frozenset({"message_id", "role", "metadata", "sequence", "created_at", "amended_version"})
 
 
+class Turn(asyncio.Lock):
+    """One save of an object at a time: the next one starts from what the last one saved. A copy has its own."""
+
+    def __deepcopy__(self, memo: Any) -> Turn:
+        return Turn()
+
+
 @dataclass
 class Saved:
     """What the ledger is known to hold of a session, as far as a caller can change it in its copy."""
@@ -30,6 +38,7 @@ class Saved:
     """The session's version when this was known."""
     messages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The body of each stored message, by its id."""
+    turn: Turn = field(default_factory=Turn, compare=False, repr=False)
     usage_sent: list[dict[str, Any]] = field(default_factory=list)
     """Usage that was sent, until it is known to be recorded: after an unknown outcome it is sent with the same id."""
 
@@ -111,7 +120,7 @@ def changes(session: ChatSession, saved: Saved, new_id: str) -> Intent:
     for message in session.messages:
         before, after = saved.messages.get(message.message_id), body_of(message)
         if before is None:
-            if message.message_id not in intent.bodies:
+            if intent.bodies.get(message.message_id) != after:  # twice with two bodies is for the ledger to refuse
                 intent.new.append((message, after))
         elif before != after:
             intent.amendments.append(_amendment(message.message_id, before, after))
@@ -126,6 +135,11 @@ def changes(session: ChatSession, saved: Saved, new_id: str) -> Intent:
     if any(unsent.values()):
         intent.usage.append({"usage_id": new_id, **unsent})
     return intent
+
+
+def remember_usage(saved: Saved, intent: Intent) -> None:
+    """Keep the ids under which usage is sent. What cannot be recorded is refused, and must not be kept."""
+    saved.usage_sent = [sent for sent in intent.usage if min(sent[name] for name in USAGE_FIELDS) >= 0]
 
 
 def _amendment(message_id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +198,9 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
         for name, value in stored.header.items():
             if getattr(session, name) == intent.sent.header[name]:
                 setattr(session, name, value)
-        session.metadata = _merged(stored.metadata, intent.sent.metadata, session.metadata)
+        merged = _merged(stored.metadata, intent.sent.metadata, session.metadata)
+        session.metadata.clear()  # the same object: callers may hold it
+        session.metadata.update(merged)
         for name in ("message_count", "next_sequence", "started_at", "updated_at"):
             setattr(session, name, getattr(outcome.session, name))
         saved.header, saved.metadata, saved.usage, saved.version = (
@@ -214,8 +230,11 @@ def _merged(stored: Mapping[str, Any], sent: Mapping[str, Any], current: Mapping
 def unsaved(session: ChatSession, saved: Saved, new_id: str) -> dict[str, Any] | None:
     """Return what a copy needs besides its fields to know its changes: the values before them. None: there are none."""
     intent = changes(session, saved, new_id)
-    saved.usage_sent = intent.usage
+    remember_usage(saved, intent)
     before: dict[str, Any] = {}
+    if saved.version == 0:
+        # Never saved: all of it is new, but its usage must be counted once, whoever saves it first.
+        return {"usage_sent": _copy(intent.usage)} if intent.usage else None
     if names := [name for name in intent.header if name != "metadata"]:
         before["header"] = {name: saved.header[name] for name in names}
     if "metadata" in intent.header:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -87,6 +88,13 @@ class ChatLedger:
             return self._database
 
     async def _connect(self) -> Database:
+        try:
+            return await self._connected()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _connected(self) -> Database:
         source = self._given
         if source is None:
             from chatledger import embedded
@@ -203,8 +211,15 @@ class ChatLedger:
             MessageNotFound: A message that was changed here was removed by somebody else.
             MessageIdConflict, InvalidMessage, UsageConflict, StaleFence: As for the single calls.
         """
+        await self._open_database()
+        # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
+        on_pool = isinstance(self._given, str | asyncpg.Pool | None)
+        async with session._saved.turn if on_pool else nullcontext():
+            return await self._save(session, fence)
+
+    async def _save(self, session: ChatSession, fence: int | None) -> ChatSession:
         intended = intent.changes(session, session._saved, new_id())
-        session._saved.usage_sent = intended.usage
+        intent.remember_usage(session._saved, intended)
         arguments = (
             clean_text(session.session_id),
             _clean(session.user_id),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -171,17 +172,36 @@ class ChatSession(SessionHeader):
 
     def model_post_init(self, context: Any, /) -> None:
         """Remember what is stored."""
-        before, self.unsaved = self.unsaved, None
+        before, self.unsaved = self.unsaved or {}, None
         if self.version > 0:
-            self._saved = intent.saved_but(self, before or {})
+            self._saved = intent.saved_but(self, before)
+        else:
+            self._saved.usage_sent = before.get("usage_sent", [])
 
     @model_serializer(mode="wrap")
     def _with_unsaved(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
         fields.pop("unsaved", None)
-        if self.version > 0 and (before := intent.unsaved(self, self._saved, new_id())):
+        if before := intent.unsaved(self, self._saved, new_id()):
             fields["unsaved"] = before
         return fields
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        # What one copy saves, the other has not saved; but usage that both have is counted once.
+        self._name_usage()
+        copied._saved = deepcopy(self._saved)
+        copied.usage = self.usage.model_copy()
+        copied.metadata = deepcopy(self.metadata)
+        copied.messages = list(self.messages)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        self._name_usage()
+        return super().__deepcopy__(memo)
+
+    def _name_usage(self) -> None:
+        intent.remember_usage(self._saved, intent.changes(self, self._saved, new_id()))
 
 
 class SessionPage(BaseModel):

@@ -21,7 +21,7 @@ begin
         select field.key, nullif(v_body -> field.key, 'null') as stored, field.value
         from jsonb_each(p_amendment -> 'fields') as field
         union all
-        select 'metadata.' || field.key, v_body -> 'metadata' -> field.key, field.value
+        select 'metadata.' || field.key, nullif(v_body -> 'metadata' -> field.key, 'null'), field.value
         from jsonb_each(p_amendment -> 'metadata') as field
     ) as change
     where change.stored is distinct from nullif(change.value -> 'from', 'null')
@@ -44,7 +44,11 @@ begin
         v_patched := v_patched || jsonb_build_object('tool_calls',
             coalesce(nullif(v_patched -> 'tool_calls', 'null'), '[]') || coalesce((
                 select jsonb_agg(added.call order by added.position)
-                from jsonb_array_elements(p_amendment -> 'add_tool_calls') with ordinality as added (call, position)
+                from (
+                    select distinct on (given.call -> 'id') given.call, given.position
+                    from jsonb_array_elements(p_amendment -> 'add_tool_calls') with ordinality as given (call, position)
+                    order by given.call -> 'id', given.position
+                ) as added
                 where not coalesce(v_patched -> 'tool_calls'
                     @> jsonb_build_array(jsonb_build_object('id', added.call -> 'id')), false)
             ), '[]'));

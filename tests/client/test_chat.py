@@ -101,6 +101,18 @@ def test_without_a_database_url_the_default_ledger_is_embedded(monkeypatch: pyte
     shutil.rmtree(folder)
 
 
+def test_ledgers_of_ended_event_loops_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        ledger = chatledger.default_ledger()
+        assert ledger is chatledger.default_ledger()
+
+    for _ in range(5):
+        asyncio.run(use())
+    from chatledger import chat
+
+    assert len([loop for loop in chat._ledgers if loop.is_closed()]) <= 1
+
+
 def test_a_second_event_loop_has_a_default_ledger_of_its_own() -> None:
     async def use() -> str:
         session = await create_chat_session("u1")

@@ -14,7 +14,9 @@ from chatledger import (
     ChatLedger,
     ChatMessage,
     ChatSession,
+    InvalidArgument,
     InvalidMessage,
+    MessageIdConflict,
     MessageNotFound,
     SessionNotFound,
     functions,
@@ -202,6 +204,77 @@ async def test_one_object_saved_by_many_tasks_at_once_counts_everything_once(led
     assert (await load(ledger, session.session_id)).version == loaded.version
 
 
+async def test_one_object_changed_and_saved_again_while_it_is_being_saved(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "x")
+    for n in range(20):
+        session.title, session.metadata["n"] = f"a{n}", f"a{n}"
+        session.messages[0].content = f"a{n}"
+        session.messages.append(ChatMessage(role="assistant", content="thinking"))
+        first = asyncio.create_task(ledger.save_session(session))
+        await asyncio.sleep(0)
+        session.title, session.metadata["n"] = f"b{n}", f"b{n}"
+        session.messages[0].content = f"b{n}"
+        session.add_tool_call_to_current_turn(call(f"c{n}"))
+        await asyncio.gather(first, ledger.save_session(session))
+        loaded = await load(ledger, session.session_id)
+        assert (loaded.title, loaded.metadata["n"], loaded.messages[0].content) == (f"b{n}", f"b{n}", f"b{n}")
+        assert loaded.messages[-1].tool_calls == [call(f"c{n}")]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("how", ["deep", "shallow", "json"])
+async def test_g3_usage_that_two_copies_have_is_counted_once(ledger: ChatLedger, stored: bool, how: str) -> None:
+    session = await saved(ledger) if stored else ChatSession.new(user_id="u1")
+    session.usage.total_tokens += 5
+    if how == "json":
+        copy = ChatSession.model_validate_json(session.model_dump_json())
+    else:
+        copy = session.model_copy(deep=how == "deep")
+    copy.usage.total_tokens += 2
+    await ledger.save_session(session)
+    await ledger.save_session(copy)
+    assert (await load(ledger, session.session_id)).usage.total_tokens == 7
+
+
+async def test_g4_a_copy_with_an_update_is_not_undone_by_the_original(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    await ledger.save_session(session.model_copy(update={"title": "new"}))
+    session.messages.append(user("two"))
+    await ledger.save_session(session)
+    assert (await load(ledger, session.session_id)).title == "new"
+
+
+async def test_usage_that_cannot_be_recorded_is_refused_and_forgotten(ledger: ChatLedger) -> None:
+    session = await saved(ledger)
+    session.usage.total_tokens = 5
+    await ledger.save_session(session)
+    session.usage.total_tokens = 0
+    with pytest.raises(InvalidArgument):
+        await ledger.save_session(session)
+    session.usage.total_tokens = 9
+    await ledger.save_session(session)
+    assert (await load(ledger, session.session_id)).usage.total_tokens == 9
+
+
+async def test_a_null_in_metadata_is_no_conflict(ledger: ChatLedger) -> None:
+    session = ChatSession.new()
+    session.messages = [ChatMessage(role="user", metadata={"k": None})]
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    loaded.messages[0].metadata = {"k": 1}
+    await ledger.save_session(loaded)
+    assert (await load(ledger, session.session_id)).messages[0].metadata == {"k": 1}
+
+
+async def test_metadata_stays_the_same_object(ledger: ChatLedger) -> None:
+    session = await saved(ledger)
+    metadata = session.metadata
+    await ledger.save_session(session)
+    metadata["k"] = 1
+    await ledger.save_session(session)
+    assert (await load(ledger, session.session_id)).metadata == {"k": 1}
+
+
 async def test_g4_sixteen_copies_save_their_changes_and_all_survive(ledger: ChatLedger) -> None:
     first = ChatSession.new(user_id="u1")
     first.messages = [user("q"), ChatMessage(role="assistant", content="thinking"), user("draft")]
@@ -322,6 +395,14 @@ async def test_a_changed_message_that_was_removed_is_named(ledger: ChatLedger) -
     with pytest.raises(MessageNotFound):
         await ledger.save_session(session)
     assert texts(await load(ledger, session.session_id)) == ["one"]
+
+
+async def test_g3_one_id_with_two_bodies_is_refused(ledger: ChatLedger) -> None:
+    session = await saved(ledger)
+    session.messages += [ChatMessage(message_id="m", role="user", content=text) for text in ("one", "two")]
+    with pytest.raises(MessageIdConflict):
+        await ledger.save_session(session)
+    assert texts(await load(ledger, session.session_id)) == []
 
 
 async def test_g10_nothing_is_stored_when_a_part_is_refused(ledger: ChatLedger) -> None:
