@@ -122,7 +122,7 @@ def changes(session: ChatSession, saved: Saved, new_id: str) -> Intent:
         if before is None:
             if intent.bodies.get(message.message_id) != after:  # twice with two bodies is for the ledger to refuse
                 intent.new.append((message, after))
-        elif before != after:
+        elif not _same(before, after):
             intent.amendments.append(_amendment(message.message_id, before, after))
         else:
             continue
@@ -168,10 +168,21 @@ def _changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
     missing = object()
     changed = {}
     for key in before.keys() | after.keys():
-        if before.get(key, missing) != after.get(key, missing):
+        if not _same(before.get(key, missing), after.get(key, missing)):
             ends = (("from", before.get(key, missing)), ("to", after.get(key, missing)))
             changed[key] = {end: value for end, value in ends if value is not missing}
     return changed
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Tell whether two values are the same in JSON, where 1 is not true."""
+    if isinstance(before, bool) or isinstance(after, bool):
+        return before is after
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return bool(before == after)
 
 
 def _change(before: Any, after: Any) -> Change:

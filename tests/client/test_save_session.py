@@ -266,6 +266,19 @@ async def test_a_null_in_metadata_is_no_conflict(ledger: ChatLedger) -> None:
     assert (await load(ledger, session.session_id)).messages[0].metadata == {"k": 1}
 
 
+async def test_one_is_not_true(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    session.metadata["flags"] = [1, 0]
+    session.messages[0].metadata = {"n": {"flag": 1}}
+    await ledger.save_session(session)
+    session.metadata["flags"] = [True, False]
+    session.messages[0].metadata = {"n": {"flag": True}}
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert str(loaded.metadata) == "{'flags': [True, False]}"
+    assert str(loaded.messages[0].metadata) == "{'n': {'flag': True}}"
+
+
 async def test_metadata_stays_the_same_object(ledger: ChatLedger) -> None:
     session = await saved(ledger)
     metadata = session.metadata
