@@ -39,6 +39,9 @@ class Saved:
     messages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The body of each stored message, by its id."""
     turn: Turn = field(default_factory=Turn, compare=False, repr=False)
+    messages_sent: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    """New messages that were sent and may be stored, by id: as they were sent, and their body. Sent again as they were,
+    with what was changed since as an amendment."""
     usage_sent: list[dict[str, Any]] = field(default_factory=list)
     """Usage that was sent, until it is known to be recorded: after an unknown outcome it is sent with the same id."""
 
@@ -120,6 +123,9 @@ def changes(session: ChatSession, saved: Saved, new_id: str) -> Intent:
     for message in session.messages:
         before, after = saved.messages.get(message.message_id), body_of(message)
         if before is None:
+            first = saved.messages_sent.get(message.message_id)
+            if first is not None and not _same(first[1], after):
+                intent.amendments.append(_amendment(message.message_id, first[1], after))
             if intent.bodies.get(message.message_id) != after:  # twice with two bodies is for the ledger to refuse
                 intent.new.append((message, after))
         elif not _same(before, after):
@@ -195,6 +201,8 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
     The copy may have changed while it was being saved, and other saves of it may have come back in the meantime.
     """
     saved.messages |= intent.bodies
+    for message, _ in intent.new:
+        saved.messages_sent.pop(message.message_id, None)
     for message in session.messages:
         if place := outcome.places.get(message.message_id):
             message.sequence, message.created_at, message.amended_version = place
@@ -245,7 +253,9 @@ def unsaved(session: ChatSession, saved: Saved, new_id: str) -> dict[str, Any] |
     before: dict[str, Any] = {}
     if saved.version == 0:
         # Never saved: all of it is new, but its usage must be counted once, whoever saves it first.
-        return {"usage_sent": _copy(intent.usage)} if intent.usage else None
+        before |= {"usage_sent": intent.usage} if intent.usage else {}
+        before |= {"messages_sent": saved.messages_sent} if saved.messages_sent else {}
+        return dict(_copy(before)) or None
     if names := [name for name in intent.header if name != "metadata"]:
         before["header"] = {name: saved.header[name] for name in names}
     if "metadata" in intent.header:
@@ -253,7 +263,10 @@ def unsaved(session: ChatSession, saved: Saved, new_id: str) -> dict[str, Any] |
     if intent.usage:
         before |= {"usage": saved.usage, "usage_sent": intent.usage}
     if intent.amendments:
-        before["messages"] = {a["message_id"]: saved.messages[a["message_id"]] for a in intent.amendments}
+        ids = [a["message_id"] for a in intent.amendments if a["message_id"] in saved.messages]
+        before["messages"] = {message_id: saved.messages[message_id] for message_id in ids}
+    if saved.messages_sent:
+        before["messages_sent"] = saved.messages_sent
     if new := [message.message_id for message, _ in intent.new if message.sequence is not None]:
         before["new"] = new
     return dict(_copy(before)) or None
@@ -265,9 +278,15 @@ def saved_but(session: ChatSession, before: Mapping[str, Any]) -> Saved:
     saved.header |= before.get("header", {})
     saved.metadata = before.get("metadata", saved.metadata)
     saved.usage = before.get("usage", saved.usage)
-    saved.usage_sent = before.get("usage_sent", [])
     saved.messages |= before.get("messages", {})
+    restore_sent(saved, before)
     return saved
+
+
+def restore_sent(saved: Saved, before: Mapping[str, Any]) -> None:
+    """Take over what a copy had sent whose outcome it did not know."""
+    saved.usage_sent = before.get("usage_sent", [])
+    saved.messages_sent = {key: (text, body) for key, (text, body) in before.get("messages_sent", {}).items()}
 
 
 def _copy(value: Any) -> Any:

@@ -176,7 +176,7 @@ class ChatSession(SessionHeader):
         if self.version > 0:
             self._saved = intent.saved_but(self, before)
         else:
-            self._saved.usage_sent = before.get("usage_sent", [])
+            intent.restore_sent(self._saved, before)
 
     @model_serializer(mode="wrap")
     def _with_unsaved(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -48,6 +48,7 @@ declare
     v_usage     jsonb;
     v_amended   text[] := '{}';
     v_appended  text[] := '{}';
+    v_later     jsonb[] := '{}';
 begin
     if coalesce(p_read_version, 0) = 0 then
         perform chatledger.create_session(p_session_id, p_user_id);
@@ -69,7 +70,13 @@ begin
         p_status => case when v_session.status = p_header #>> '{status,from}' then p_header #>> '{status,to}' end);
 
     foreach v_amendment in array p_amendments loop
-        if chatledger.apply_amendment(p_session_id, v_amendment, p_read_version) then
+        if not exists (
+            select from chatledger.messages as m
+            where m.session_id = p_session_id and m.message_id = v_amendment ->> 'message_id')
+        then
+            -- Of a new message: one that the caller changed after it had sent it and got no answer.
+            v_later := v_later || v_amendment;
+        elsif chatledger.apply_amendment(p_session_id, v_amendment, p_read_version) then
             v_amended := v_amended || (v_amendment ->> 'message_id');
         end if;
     end loop;
@@ -79,9 +86,13 @@ begin
             (v_usage ->> 'completion_tokens')::bigint, (v_usage ->> 'total_tokens')::bigint);
     end loop;
 
-    -- Last, so that the batch's timestamp is the session's.
+    -- After all else, so that the batch's timestamp is the session's.
     v_appended := array(
         select receipt.message_id from chatledger.append_messages(p_session_id, p_messages) as receipt);
+
+    foreach v_amendment in array v_later loop
+        perform chatledger.apply_amendment(p_session_id, v_amendment, p_read_version);
+    end loop;
 
     return query
         select to_jsonb(chatledger.header_of(s)), v_before, null::text, null::integer, null::timestamptz, null::bigint

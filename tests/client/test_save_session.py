@@ -221,6 +221,38 @@ async def test_one_object_changed_and_saved_again_while_it_is_being_saved(ledger
         assert loaded.messages[-1].tool_calls == [call(f"c{n}")]
 
 
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("by_json", [True, False])
+async def test_g3_a_message_that_was_changed_after_a_cancelled_save(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch, committed: bool, stored: bool, by_json: bool
+) -> None:
+    session = await saved(ledger, "one") if stored else ChatSession.new(user_id="u1")
+    session.messages.append(ChatMessage(role="assistant", content="thinking"))
+    session.usage.total_tokens += 3
+    real = functions.save_session
+
+    async def cancelled(*arguments: Any) -> Any:
+        if committed:
+            await real(*arguments)
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(functions, "save_session", cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await ledger.save_session(session)
+    if by_json:
+        session = ChatSession.model_validate_json(session.model_dump_json())
+    session.messages[-1].content = "thought"
+    session.add_tool_call_to_current_turn(call("c1"))
+    await ledger.save_session(session)
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert (loaded.messages[-1].content, loaded.messages[-1].tool_calls) == ("thought", [call("c1")])
+    assert (len(loaded.messages), loaded.usage.total_tokens) == (1 + stored, 3)
+    assert await ledger.verify_session() == []
+
+
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("how", ["deep", "shallow", "json"])
 async def test_g3_usage_that_two_copies_have_is_counted_once(ledger: ChatLedger, stored: bool, how: str) -> None:

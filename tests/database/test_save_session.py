@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,7 +51,7 @@ async def test_first_save_creates_the_session(connection: Connection) -> None:
     assert (session["user_id"], session["title"], session["message_count"]) == ("u1", "T", 1)
     assert first["version_before"] == 1
     assert (message["message_id"], message["sequence"]) == ("m0", 0)
-    assert message["created_at"].isoformat() == session["updated_at"]  # G2
+    assert message["created_at"] == datetime.fromisoformat(session["updated_at"])  # G2
 
 
 async def test_g3_the_same_save_again_changes_nothing(connection: Connection) -> None:
