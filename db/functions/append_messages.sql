@@ -80,20 +80,22 @@ begin
         delete from chatledger.messages as m
         where m.session_id = p_session_id and m.sequence >= v_session.next_sequence;
 
-        -- The same id stands for the same body, or the caller is wrong.
+        -- The same id stands for the same body, or the caller is wrong. A key that is null is as good as none: clients drop
+        -- such keys from what they loaded.
         select repeated.position - 1, repeated.id
         into v_index, v_conflict
         from (
-            select input.id, input.position, input.message - 'message_id' as body,
-                first_value(input.message - 'message_id') over (partition by input.id order by input.position) as first_body
+            select input.id, input.position, body, first_value(body) over same_id as first_body
             from unnest(p_messages, v_ids) with ordinality as input (message, id, position)
+            cross join lateral chatledger.merge_keys('{}', input.message - 'message_id') as body
+            window same_id as (partition by input.id order by input.position)
         ) as repeated
         left join chatledger.messages as stored
             on stored.session_id = p_session_id and stored.message_id = repeated.id
         where case
             when stored.message_id is null then repeated.first_body <> repeated.body
             -- As it was appended, or as it was amended since: a stale copy may hold either.
-            else (stored.removed or chatledger.message_body(stored) <> repeated.body)
+            else (stored.removed or chatledger.merge_keys('{}', chatledger.message_body(stored)) <> repeated.body)
                 and stored.original_hash is distinct from chatledger.message_hash(repeated.body)
         end
         order by repeated.position

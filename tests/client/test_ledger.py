@@ -149,6 +149,19 @@ async def test_g3_a_retry_returns_the_first_place(ledger: ChatLedger) -> None:
     assert await contents(ledger, session.session_id) == ["one", "two", "three"]
 
 
+@pytest.mark.parametrize("amended", [True, False])
+async def test_g3_a_loaded_message_is_the_one_that_was_stored_with_nulls(ledger: ChatLedger, amended: bool) -> None:
+    session = await ledger.create_session()
+    sent = {"message_id": "m", "role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL]}
+    await ledger.append_messages(session.session_id, [sent])
+    loaded = await ledger.get_messages(session.session_id)
+    if amended:
+        await ledger.amend_message(session.session_id, "m", {"content": "found"})
+    for batch in (loaded, [sent]):
+        [receipt] = await ledger.append_messages(session.session_id, batch)
+        assert (receipt.sequence, receipt.appended) == (0, False)
+
+
 async def test_g3_the_same_id_with_another_body_is_refused_whole(ledger: ChatLedger) -> None:
     session = await ledger.create_session()
     message = user("one")

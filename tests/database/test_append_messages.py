@@ -223,7 +223,6 @@ async def test_g3_same_id_with_another_body_is_refused_and_nothing_of_the_batch_
         {"name": "anna"},
         {"metadata": {}},
         {"metadata": {"a": 2}},
-        {"refusal": None},
         {"unknown": 1},
         {"tool_calls": []},
         {"duration_ms": 8},
