@@ -11,7 +11,7 @@ import sys
 import asyncpg
 from rich.text import Text
 
-from chatledger.cli import database, sessions, transfer  # noqa: F401  (each adds its commands)
+from chatledger.cli import bench, database, sessions, transfer  # noqa: F401  (each adds its commands)
 from chatledger.cli.common import FAILED, app, errors
 from chatledger.errors import ChatLedgerError
 
