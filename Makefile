@@ -4,7 +4,7 @@ BIN = .venv/bin
 # Files for `make test` to be about: make test TESTS=tests/client
 TESTS ?= tests
 
-.PHONY: demo test lint types bench install-sql wheel clean
+.PHONY: demo demo-picture test lint types bench install-sql wheel clean
 
 demo: .venv/ready
 	$(BIN)/chatledger demo
@@ -27,6 +27,10 @@ bench: .venv/ready
 install-sql: .venv/ready
 	$(BIN)/python -c "from chatledger.migrations import psql_script; print(psql_script(), end='')" > install.sql.new
 	mv install.sql.new db/install.sql
+
+# Writes the README's picture of the demo anew.
+demo-picture: .venv/ready
+	$(BIN)/python docs/images/demo.py
 
 wheel: .venv/ready
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

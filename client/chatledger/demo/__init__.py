@@ -37,14 +37,14 @@ async def run_demo(
     """
     target = Target(database_url, f"demo-{secrets.token_hex(3)}", "demo-user")
     await ledger.create_session(target.session_id, user_id=target.user_id, title="Many writers, one conversation")
-    held = await _show_writers(ledger, target, psql, console)
-    await _show_without(target, console)
+    held = await show_writers(ledger, target, psql, console)
+    await show_without(target, console)
     console.print(screen.heading("To go on"), highlight=False)
     console.print(screen.commands(_commands(target, psql, embedded)), soft_wrap=True)
     return held
 
 
-async def _show_writers(ledger: ChatLedger, target: Target, psql: Path | None, console: Console) -> bool:
+async def show_writers(ledger: ChatLedger, target: Target, psql: Path | None, console: Console) -> bool:
     all_progress = make_writers(with_psql=psql is not None)
     async with screen.shown_live(console, lambda: screen.writing(target.session_id, all_progress, console.width)):
         await write_all(all_progress, ledger, target, psql)
@@ -72,7 +72,7 @@ async def _check(ledger: ChatLedger, target: Target, all_progress: list[Progress
     )
 
 
-async def _show_without(target: Target, console: Console) -> None:
+async def show_without(target: Target, console: Console) -> None:
     console.print(
         screen.heading(
             f"{full_speed.WRITERS} tasks at full speed: MAX(sequence) + 1 with {naive.RETRIES} retries, and chatledger"
