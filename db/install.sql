@@ -54,9 +54,11 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/check_messages.sql
 \ir functions/create_session.sql
 \ir functions/delete_session.sql
+\ir functions/extra_with_nulls.sql
 \ir functions/fork_session.sql
 \ir functions/get_messages.sql
 \ir functions/header_of.sql
+\ir functions/is_storable.sql
 \ir functions/list_sessions.sql
 \ir functions/lock_session.sql
 \ir functions/merge_keys.sql

@@ -31,33 +31,36 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
-    v_session  chatledger.sessions;
-    v_ids      text[];
-    v_new      jsonb[] := p_messages;
-    v_new_ids  text[];
-    v_inserted integer;
-    v_index    integer;
-    v_conflict text;
-    v_now      timestamptz;
+    v_first      integer;
+    v_updated_at timestamptz;
+    v_now        timestamptz;
+    v_new        jsonb[] := p_messages;
+    v_inserted   integer;
+    v_index      integer;
+    v_conflict   text;
 begin
-    -- Refuse bad input before any lock is taken.
-    perform chatledger.check_messages(p_messages);
-    if cardinality(p_messages) = 0 then
-        return;
+    if array_ndims(p_messages) is distinct from 1 then
+        perform chatledger.check_messages(p_messages);
+        return;  -- An empty array.
     end if;
 
-    v_ids := array(
-        select coalesce(input.message ->> 'message_id', gen_random_uuid()::text)
-        from unnest(p_messages) with ordinality as input (message, position)
-        order by input.position);
-    v_new_ids := v_ids;
-
     -- From here on nobody else writes to this session. Each step is a statement of its own, so that it sees what was
-    -- committed while this one waited for the lock.
-    v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
+    -- committed while this one waited for the lock. (This is lock_session without the call, which costs more than the lock.)
+    select s.next_sequence, s.updated_at
+    into v_first, v_updated_at
+    from chatledger.sessions as s
+    where s.id = p_session_id and s.deleted_at is null and (p_user_id is null or s.user_id = p_user_id) and p_fence is null
+    for no key update;
+    if not found then
+        -- Bad messages come first among the refusals.
+        perform chatledger.check_messages(p_messages);
+        select s.next_sequence, s.updated_at
+        into v_first, v_updated_at
+        from chatledger.lock_session(p_session_id, p_user_id, p_fence) as s;
+    end if;
 
     -- Never before the last write, also when the clock stepped back.
-    v_now := greatest(clock_timestamp(), v_session.updated_at);
+    v_now := greatest(clock_timestamp(), v_updated_at);
 
     loop
         -- The unique index finds the ids that are stored, whatever the planner believes of the table.
@@ -65,30 +68,36 @@ begin
             session_id, sequence, message_id, role, content, content_parts, name, tool_call_id, refusal, tool_calls,
             function_call, metadata, duration_ms, extra, created_at)
         select
-            p_session_id, v_session.next_sequence + input.position::integer - 1, input.id, field.role, field.content,
+            p_session_id, v_first + input.position::integer - 1, input.message ->> 'message_id', field.role, field.content,
             field.content_parts, field.name, field.tool_call_id, field.refusal, field.tool_calls, field.function_call,
             field.metadata, field.duration_ms, field.extra, v_now
-        from unnest(v_new, v_new_ids) with ordinality as input (message, id, position)
+        from unnest(v_new) with ordinality as input (message, position)
         cross join lateral chatledger.message_columns(input.message) as field
-        order by input.position
+        where input.message ? 'message_id' and chatledger.is_storable(input.message)
         on conflict (session_id, message_id) do nothing;
         get diagnostics v_inserted = row_count;
         exit when v_inserted = cardinality(v_new);
 
-        -- Some ids are stored already, or come twice in this batch: take the others back, since they would leave gaps,
-        -- and go on with only what is new.
+        -- Some cannot be stored, which ends it; or have no id; or are stored already, or come twice in this batch. Take the
+        -- others back, since they would leave gaps, and go on with only what is new.
+        perform chatledger.check_messages(p_messages);
         delete from chatledger.messages as m
-        where m.session_id = p_session_id and m.sequence >= v_session.next_sequence;
+        where m.session_id = p_session_id and m.sequence >= v_first;
+
+        p_messages := array(
+            select jsonb_build_object('message_id', gen_random_uuid()) || input.message
+            from unnest(p_messages) with ordinality as input (message, position)
+            order by input.position);
 
         -- The same id stands for the same body, or the caller is wrong. A key that is null is as good as none: clients drop
         -- such keys from what they loaded.
         select repeated.position - 1, repeated.id
         into v_index, v_conflict
         from (
-            select input.id, input.position, body, first_value(body) over same_id as first_body
-            from unnest(p_messages, v_ids) with ordinality as input (message, id, position)
+            select input.message ->> 'message_id' as id, input.position, body, first_value(body) over same_id as first_body
+            from unnest(p_messages) with ordinality as input (message, position)
             cross join lateral chatledger.merge_keys('{}', input.message - 'message_id') as body
-            window same_id as (partition by input.id order by input.position)
+            window same_id as (partition by input.message ->> 'message_id' order by input.position)
         ) as repeated
         left join chatledger.messages as stored
             on stored.session_id = p_session_id and stored.message_id = repeated.id
@@ -109,23 +118,25 @@ begin
                 hint = 'Nothing of this batch was stored. Use a new id for a new message, amend_message to change one.';
         end if;
 
-        select coalesce(array_agg(fresh.message order by fresh.position), '{}'),
-            coalesce(array_agg(fresh.id order by fresh.position), '{}')
-        into v_new, v_new_ids
-        from (
-            select distinct on (input.id) input.id, input.message, input.position
-            from unnest(p_messages, v_ids) with ordinality as input (message, id, position)
-            where not exists (
-                select from chatledger.messages as stored
-                where stored.session_id = p_session_id and stored.message_id = input.id)
-            order by input.id, input.position
-        ) as fresh;
+        v_new := array(
+            select fresh.message
+            from (
+                select distinct on (input.message ->> 'message_id') input.message, input.position
+                from unnest(p_messages) with ordinality as input (message, position)
+                where not exists (
+                    select from chatledger.messages as stored
+                    where stored.session_id = p_session_id and stored.message_id = input.message ->> 'message_id')
+                order by input.message ->> 'message_id', input.position
+            ) as fresh
+            order by fresh.position);
     end loop;
 
     if v_inserted > 0 then
         -- Only now, when something new was stored: the retry of an append that went through must not conflict with itself.
-        if p_expected_sequence <> v_session.next_sequence then
-            perform chatledger.raise_sequence_conflict(v_session, p_expected_sequence);
+        if p_expected_sequence <> v_first then
+            perform chatledger.raise_sequence_conflict(s, p_expected_sequence)
+            from chatledger.sessions as s
+            where s.id = p_session_id;
         end if;
 
         update chatledger.sessions as s
@@ -135,17 +146,16 @@ begin
 
     if v_inserted = cardinality(p_messages) then
         return query
-            select input.id, v_session.next_sequence + input.position::integer - 1, v_now, true
-            from unnest(v_ids) with ordinality as input (id, position)
-            order by input.position;
+            select input.message ->> 'message_id', v_first + input.position::integer - 1, v_now, true
+            from unnest(p_messages) with ordinality as input (message, position);
     else
         return query
-            select input.id, stored.sequence, stored.created_at,
-                stored.sequence >= v_session.next_sequence
-                    and 1 = row_number() over (partition by input.id order by input.position)
-            from unnest(v_ids) with ordinality as input (id, position)
+            select stored.message_id, stored.sequence, stored.created_at,
+                stored.sequence >= v_first
+                    and 1 = row_number() over (partition by stored.message_id order by input.position)
+            from unnest(p_messages) with ordinality as input (message, position)
             join chatledger.messages as stored
-                on stored.session_id = p_session_id and stored.message_id = input.id
+                on stored.session_id = p_session_id and stored.message_id = input.message ->> 'message_id'
             order by input.position;
     end if;
 end

@@ -1,13 +1,13 @@
 -- message_columns(p_message) -> the columns of chatledger.messages that hold a message's own fields
--- Takes a valid message apart; message_body puts it together again. Internal; inlined by Postgres, so stable, which is what
--- jsonb_object_agg is: a body that is less immutable than its function is not inlined.
+-- Takes a valid message apart; message_body puts it together again. Internal; inlined by Postgres, into
+-- the statement that appends: every part of it costs on every call, whether it is needed or not.
 create or replace function chatledger.message_columns(p_message jsonb)
 returns table (
     role text, content text, content_parts jsonb, name text, tool_call_id text, refusal text, tool_calls jsonb,
     function_call jsonb, metadata jsonb, duration_ms integer, extra jsonb
 )
 language sql
-stable
+immutable
 as $function$
     select
         p_message ->> 'role',
@@ -19,15 +19,10 @@ as $function$
         nullif(p_message -> 'tool_calls', 'null'),
         nullif(p_message -> 'function_call', 'null'),
         nullif(p_message -> 'metadata', 'null'),
-        case jsonb_typeof(p_message -> 'duration_ms') when 'number' then (p_message -> 'duration_ms')::integer end,
+        nullif(p_message -> 'duration_ms', 'null')::integer,
         case
             -- Nulls are rare; only they make it worth looking at every key.
-            when p_message @? '$.* ? (@ == null)' then (
-                select jsonb_object_agg(field.key, field.value)
-                from jsonb_each(p_message) as field
-                where field.value = 'null'
-                    or field.key not in ('message_id', 'role', 'content', 'name', 'tool_call_id', 'refusal',
-                        'tool_calls', 'function_call', 'metadata', 'duration_ms'))
+            when p_message @? '$.* ? (@ == null)' then chatledger.extra_with_nulls(p_message)
             else nullif(p_message - '{message_id,role,content,name,tool_call_id,refusal,tool_calls,function_call,'
                 'metadata,duration_ms}'::text[], '{}')
         end
