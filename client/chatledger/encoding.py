@@ -11,6 +11,8 @@ from chatledger.models import PLACE_FIELDS, ChatMessage, new_id
 
 REPLACEMENT = "\ufffd"
 
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 def clean_text(text: str) -> str:
     """Replace each NUL and each lone surrogate, which Postgres refuses, by U+FFFD."""
@@ -25,10 +27,10 @@ def encode_json(value: Any) -> str:
     Raises:
         ValueError, TypeError, RecursionError: JSON cannot express the value.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _dumps(value)
     # The usual case costs two searches; only what may need it is looked at piece by piece.
     if "\\u0000" in text or "e+" in text or not _is_unicode(text):
-        text = json.dumps(_storable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _dumps(_storable(value))
     return text
 
 
@@ -57,7 +59,8 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
         body = dict(message)
     else:
         raise _invalid(index, "", f"is a {type(message).__name__}; expected a ChatMessage or a mapping")
-    body.setdefault("message_id", new_id())
+    if "message_id" not in body:
+        body["message_id"] = new_id()
     try:
         return encode_json(body)
     except (ValueError, TypeError, RecursionError):
