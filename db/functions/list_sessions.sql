@@ -47,34 +47,42 @@ begin
         v_hour := date_bin('1 hour', v_updated, timestamptz '2000-01-01 00:00:00+00');
     end if;
 
-    -- The index gives pinned and active_hour in order; only the rows of an hour are sorted by updated_at. (Two statements,
-    -- since one for both would not use the index.)
+    -- The index gives pinned and active_hour in order; only the rows of an hour are sorted by updated_at, and only those of
+    -- the page are made into headers. (Two statements, since one for both would not use the index.)
     if p_user_id is not null then
         return query
-            select header.*, concat(s.pinned::text::char(1), '/',
-                (extract(epoch from s.updated_at) * 1000000)::bigint, '/', s.id)
-            from chatledger.sessions as s
-            cross join lateral chatledger.header_of(s) as header
-            where s.user_id = p_user_id and s.deleted_at is null
-                and (s.pinned, s.active_hour) <= (v_pinned, v_hour)
-                and (s.pinned, s.active_hour, s.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
-                and (p_title is null or position(lower(p_title) in lower(s.title)) > 0)
-                and (p_status is null or s.status = p_status)
-            order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
-            limit p_limit;
+            select header.*, concat(header.pinned::text::char(1), '/',
+                (extract(epoch from header.updated_at) * 1000000)::bigint, '/', header.session_id)
+            from (
+                select s as session
+                from chatledger.sessions as s
+                where s.user_id = p_user_id and s.deleted_at is null
+                    and (s.pinned, s.active_hour) <= (v_pinned, v_hour)
+                    and (s.pinned, s.active_hour, s.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
+                    and (p_title is null or position(lower(p_title) in lower(s.title)) > 0)
+                    and (p_status is null or s.status = p_status)
+                order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
+                limit p_limit
+            ) as page
+            cross join lateral chatledger.header_of(page.session) as header
+            order by header.pinned desc, header.updated_at desc, header.session_id collate "C" desc;
     else
         return query
-            select header.*, concat(s.pinned::text::char(1), '/',
-                (extract(epoch from s.updated_at) * 1000000)::bigint, '/', s.id)
-            from chatledger.sessions as s
-            cross join lateral chatledger.header_of(s) as header
-            where s.deleted_at is null
-                and (s.pinned, s.active_hour) <= (v_pinned, v_hour)
-                and (s.pinned, s.active_hour, s.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
-                and (p_title is null or position(lower(p_title) in lower(s.title)) > 0)
-                and (p_status is null or s.status = p_status)
-            order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
-            limit p_limit;
+            select header.*, concat(header.pinned::text::char(1), '/',
+                (extract(epoch from header.updated_at) * 1000000)::bigint, '/', header.session_id)
+            from (
+                select s as session
+                from chatledger.sessions as s
+                where s.deleted_at is null
+                    and (s.pinned, s.active_hour) <= (v_pinned, v_hour)
+                    and (s.pinned, s.active_hour, s.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
+                    and (p_title is null or position(lower(p_title) in lower(s.title)) > 0)
+                    and (p_status is null or s.status = p_status)
+                order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
+                limit p_limit
+            ) as page
+            cross join lateral chatledger.header_of(page.session) as header
+            order by header.pinned desc, header.updated_at desc, header.session_id collate "C" desc;
     end if;
 end
 $function$;
