@@ -51,6 +51,7 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/amend_message.sql
 \ir functions/append_messages.sql
 \ir functions/apply_amendment.sql
+\ir functions/apply_changes.sql
 \ir functions/check_messages.sql
 \ir functions/create_session.sql
 \ir functions/delete_session.sql
@@ -75,9 +76,11 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/raise_session_not_found.sql
 \ir functions/read_session.sql
 \ir functions/record_usage.sql
+\ir functions/same_value.sql
 \ir functions/save_session.sql
 \ir functions/status.sql
 \ir functions/store_amended.sql
+\ir functions/store_header.sql
 \ir functions/stored_message.sql
 \ir functions/truncate_session.sql
 \ir functions/update_session.sql

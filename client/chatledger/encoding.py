@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
+from chatledger import intent
 from chatledger.errors import InvalidArgument, InvalidMessage
 from chatledger.models import PLACE_FIELDS, ChatMessage, new_id
 
@@ -70,6 +73,46 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
             except (ValueError, TypeError, RecursionError) as error:
                 raise _invalid(index, str(field), f"is not JSON: {error}") from error
         raise
+
+
+def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Encode the new messages and the amendments of a save; note in each what the ledger will hold of it.
+
+    Args:
+        changed: The messages that are new or were changed.
+        sent: New messages that were sent before, by id. They are sent again as they were, with what was changed since
+            as an amendment. Those that are sent now are added.
+
+    Raises:
+        InvalidMessage: JSON cannot express a field of a message, or a stored message has another role.
+    """
+    new: list[str] = []
+    amendments: list[dict[str, Any]] = []
+    texts: dict[str, str] = {}
+    for change in changed:
+        text = encode_message(change.message, change.index)
+        change.stored_id, change.stored = _decoded(text)
+        before = change.before
+        if before is None:
+            if change.message_id in texts:
+                if texts[change.message_id] != text:
+                    new.append(text)  # two messages with one id: for the ledger to refuse
+                continue
+            texts[change.message_id] = text
+            first = sent.setdefault(change.message_id, text)
+            new.append(first)
+            if first == text:
+                continue
+            _, before = _decoded(first)
+        if before["role"] != change.stored["role"]:
+            raise _invalid(change.index, "role", "cannot change: the message is stored")
+        amendments.append(intent.amendment(change.stored_id, before, change.stored))
+    return new, [encode_json(amendment) for amendment in amendments if amendment]
+
+
+def _decoded(text: str) -> tuple[str, dict[str, Any]]:
+    body = from_json(text)
+    return body.pop("message_id"), body
 
 
 def _invalid(index: int, field: str, problem: str) -> InvalidMessage:

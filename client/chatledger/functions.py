@@ -6,11 +6,13 @@ caller's works whatever JSON codec was set on it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from chatledger.intent import Outcome
 from chatledger.models import (
@@ -119,12 +121,10 @@ async def add_tool_call(
 async def read_session(
     connection: Connection, session_id: str, user_id: str | None, last: int | None
 ) -> ChatSession | None:
-    rows = await connection.fetch(
-        "select * from chatledger.read_session($1, $2, null, null, $3)", session_id, user_id, last
-    )
+    rows = await connection.fetch(f"{_READ}($1, $2, null, null, $3)", session_id, user_id, last)
     if not rows:
         return None
-    return _header(ChatSession, _json(rows[0]["session"]), messages=[_message(row) for row in rows[1:]])
+    return session_of(_json(rows[0]["session"]), _messages(rows[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +142,12 @@ async def read_changes(
     connection: Connection, session_id: str, user_id: str | None, since: tuple[int, int] | None
 ) -> Changes | None:
     """Read what changed since a version and next_sequence; None when the session is missing or not this user's."""
-    rows = await connection.fetch(
-        "select * from chatledger.read_session($1, $2, $3, $4)", session_id, user_id, *(since or (None, None))
-    )
+    rows = await connection.fetch(f"{_READ}($1, $2, $3, $4)", session_id, user_id, *(since or (None, None)))
     if not rows:
         return None
     return Changes(
         _json(rows[0]["session"]),
-        {row["sequence"]: _body(row) | _place(row) for row in rows[1:] if not row["removed"]},
+        {row["sequence"]: _fields(row) for row in rows[1:] if not row["removed"]},
         [row["sequence"] for row in rows[1:] if row["removed"]],
     )
 
@@ -163,7 +161,7 @@ async def read_bodies(
     connection: Connection, session_id: str, user_id: str | None
 ) -> tuple[SessionHeader, list[tuple[str, dict[str, Any]]]] | None:
     """Read a session's messages as they came in: what was given as null is null, what was absent is absent."""
-    rows = await connection.fetch("select * from chatledger.read_session($1, $2)", session_id, user_id)
+    rows = await connection.fetch(f"{_READ}($1, $2)", session_id, user_id)
     if not rows:
         return None
     return _header(SessionHeader, _json(rows[0]["session"])), [(row["message_id"], _body(row)) for row in rows[1:]]
@@ -208,9 +206,14 @@ async def get_messages(
     limit: int | None,
 ) -> list[ChatMessage]:
     rows = await connection.fetch(
-        "select * from chatledger.get_messages($1, $2, $3, $4, $5)", session_id, user_id, after, before, limit
+        f"select {', '.join(_COLUMNS)} from chatledger.get_messages($1, $2, $3, $4, $5)",
+        session_id,
+        user_id,
+        after,
+        before,
+        limit,
     )
-    return [_message(row) for row in rows]
+    return _messages(rows)
 
 
 async def list_sessions(
@@ -327,29 +330,35 @@ async def purge_sessions(connection: Connection, older_than: timedelta, limit: i
     return int(await connection.fetchval("select * from chatledger.purge_sessions($1, $2)", older_than, limit))
 
 
-_TEXT_FIELDS = ("role", "content", "name", "tool_call_id", "refusal", "duration_ms")
-_JSON_FIELDS = {
-    "content_parts": "content",
-    "tool_calls": "tool_calls",
-    "function_call": "function_call",
-    "metadata": "metadata",
-}
+_PLACE = ("message_id", "sequence", "created_at", "amended_version")
+_BODY = ("role", "content", "name", "tool_call_id", "refusal", "duration_ms")
+_JSON = ("content_parts", "tool_calls", "function_call", "metadata", "extra")
+_COLUMNS = (*_BODY, *_JSON, *_PLACE)
+_READ = f"select {', '.join(_COLUMNS)}, removed, session from chatledger.read_session"
+
+_chat_messages = TypeAdapter(list[ChatMessage])
 
 
-def _body(row: Row) -> dict[str, Any]:
-    body = {key: row[key] for key in _TEXT_FIELDS if row[key] is not None}
-    body |= {key: _json(row[column]) for column, key in _JSON_FIELDS.items() if row[column] is not None}
-    body |= _json(row["extra"] or "{}")
-    return body
+def _body(row: asyncpg.Record) -> dict[str, Any]:
+    """Return a message as it came in, without its id."""
+    body = {name: value for name, value in zip(_COLUMNS[: -len(_PLACE)], row, strict=False) if value is not None}
+    for name in _JSON:
+        if name in body:
+            body[name] = _json(body[name])
+    if "content_parts" in body:
+        body["content"] = body.pop("content_parts")
+    extra = body.pop("extra", {})
+    return body | extra
 
 
-def _place(row: Row) -> dict[str, Any]:
-    return {key: row[key] for key in ("message_id", "sequence", "created_at", "amended_version")}
-
-
-def _message(row: Row) -> ChatMessage:
+def _fields(row: asyncpg.Record) -> dict[str, Any]:
+    """Return the fields of the model."""
     # The place comes last: where the caller's message had such a key of its own, ours wins in the model.
-    return ChatMessage.model_validate(_body(row) | _place(row))
+    return _body(row) | dict(zip(_PLACE, row[len(_COLUMNS) - len(_PLACE) : len(_COLUMNS)], strict=True))
+
+
+def _messages(rows: Sequence[asyncpg.Record]) -> list[ChatMessage]:
+    return _chat_messages.validate_python([_fields(row) for row in rows])
 
 
 def _header(model: type[Header], row: Row, **more: Any) -> Header:
@@ -360,7 +369,7 @@ def _header(model: type[Header], row: Row, **more: Any) -> Header:
 
 
 def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+    return from_json(value) if isinstance(value, str) else value
 
 
 async def _row(connection: Connection, query: str, *arguments: Any) -> asyncpg.Record:

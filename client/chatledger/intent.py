@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import marshal
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,16 +17,30 @@ if TYPE_CHECKING:
 Change = dict[str, Any]
 """``{"from": …, "to": …}``; an end that is missing: there was nothing, or shall be nothing."""
 
+Frozen = tuple[Any, ...] | bytes
+"""A message's body as no change in place can reach it: quick to make and to compare, and :func:`thawed` when it differs."""
+
 HEADER_FIELDS = ("title", "pinned", "status")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
-_NOT_BODY = frozenset({"message_id", "role", "metadata", "sequence", "created_at", "amended_version"})
+_BODY_FIELDS = (
+    "role",
+    "name",
+    "tool_call_id",
+    "refusal",
+    "duration_ms",
+    "content",
+    "tool_calls",
+    "function_call",
+    "metadata",
+)
+_body_values = itemgetter(*_BODY_FIELDS)
 
 
 class Turn(asyncio.Lock):
     """One save of an object at a time: the next one starts from what the last one saved. A copy has its own."""
 
-    def __deepcopy__(self, memo: Any) -> Turn:
-        return Turn()
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
 
 
 @dataclass
@@ -36,14 +52,30 @@ class Saved:
     usage: dict[str, int]
     version: int = 0
     """The session's version when this was known."""
-    messages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    messages: dict[str, Frozen] = field(default_factory=dict)
     """The body of each stored message, by its id."""
-    turn: Turn = field(default_factory=Turn, compare=False, repr=False)
-    messages_sent: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
-    """New messages that were sent and may be stored, by id: as they were sent, and their body. Sent again as they were,
-    with what was changed since as an amendment."""
+    turn: Turn = field(default_factory=Turn, repr=False)
+    messages_sent: dict[str, str] = field(default_factory=dict)
+    """New messages that were sent and may be stored, by id, as they were sent. Sent again like that, with what was
+    changed since as an amendment."""
     usage_sent: list[dict[str, Any]] = field(default_factory=list)
     """Usage that was sent, until it is known to be recorded: after an unknown outcome it is sent with the same id."""
+
+
+@dataclass
+class Changed:
+    """A message that is new or was changed. The caller may change it again while it is being saved."""
+
+    message: ChatMessage
+    index: int
+    """Its place in the caller's list."""
+    message_id: str
+    body: dict[str, Any]
+    before: dict[str, Any] | None
+    """The body that the ledger holds; None: it is new."""
+    stored_id: str = ""
+    stored: dict[str, Any] = field(default_factory=dict)
+    """Id and body as the ledger holds them once this is saved: some characters cannot be stored."""
 
 
 @dataclass
@@ -51,11 +83,8 @@ class Intent:
     """What to save."""
 
     header: dict[str, Any]
-    new: list[tuple[ChatMessage, dict[str, Any]]]
-    amendments: list[dict[str, Any]]
+    messages: list[Changed]
     usage: list[dict[str, Any]]
-    bodies: dict[str, dict[str, Any]]
-    """The messages that are sent, as the ledger holds them once they are saved."""
     sent: Saved
     """The caller's header as it was when this was made: it may change while it is being saved."""
 
@@ -71,11 +100,39 @@ class Outcome:
 
 
 def body_of(message: ChatMessage) -> dict[str, Any]:
-    """Return a copy of what can change in a message."""
-    fields = {k: _copy(v) for k, v in message.__dict__.items() if v is not None and k not in _NOT_BODY}
-    fields["metadata"] = _copy(message.metadata or {})
-    fields |= _copy(message.__pydantic_extra__ or {})
-    return fields
+    """Return a copy of what can change in a message; of its fields, those that are not None."""
+    values = zip(_BODY_FIELDS, _body_values(message.__dict__), strict=True)
+    return {name: _copy(value) for name, value in values if value is not None} | _copy(message.model_extra or {})
+
+
+def frozen(message: ChatMessage) -> Frozen | None:
+    """Freeze a message's body. None for values that do not come from JSON, such as a tuple."""
+    return _frozen(_body_values(message.__dict__), message.__pydantic_extra__)
+
+
+def frozen_body(body: Mapping[str, Any]) -> Frozen:
+    """Freeze a body that comes from JSON."""
+    extra = {name: value for name, value in body.items() if name not in _BODY_FIELDS}
+    frozen = _frozen(tuple(map(body.get, _BODY_FIELDS)), extra)
+    assert frozen is not None
+    return frozen
+
+
+def _frozen(values: tuple[Any, ...], extra: dict[str, Any] | None) -> Frozen | None:
+    if not extra and values[-3:] == (None, None, None) and isinstance(values[-4], str | None):
+        return values  # nothing in it can change
+    try:
+        # Of all that copies, the fastest, and its bytes can be compared: equal ones are of the same values, and 1 is not
+        # true. Version 2, since later ones depend on which objects are the same.
+        return marshal.dumps((values, extra or {}), 2)
+    except ValueError:
+        return None
+
+
+def thawed(frozen: Frozen) -> dict[str, Any]:
+    """Return the body that was frozen."""
+    values, extra = (frozen, {}) if isinstance(frozen, tuple) else marshal.loads(frozen)
+    return {name: value for name, value in zip(_BODY_FIELDS, values, strict=True) if value is not None} | extra
 
 
 def nothing_saved() -> Saved:
@@ -87,9 +144,9 @@ def saved_as_it_is(session: ChatSession, new_ids: Collection[str] = ()) -> Saved
     """Return what the ledger holds of a session that was just loaded: all but the messages without a place."""
     saved = _header_of(session)
     saved.messages = {
-        message.message_id: body_of(message)
+        message.message_id: body
         for message in session.messages
-        if message.sequence is not None and message.message_id not in new_ids
+        if message.sequence is not None and message.message_id not in new_ids and (body := frozen(message)) is not None
     }
     return saved
 
@@ -119,20 +176,13 @@ def changes(session: ChatSession, saved: Saved, new_id: str) -> Intent:
     if metadata := _changed_keys(saved.metadata, session.metadata):
         header["metadata"] = metadata
 
-    intent = Intent(header, [], [], list(saved.usage_sent), {}, _header_of(session))
-    for message in session.messages:
-        before, after = saved.messages.get(message.message_id), body_of(message)
-        if before is None:
-            first = saved.messages_sent.get(message.message_id)
-            if first is not None and not _same(first[1], after):
-                intent.amendments.append(_amendment(message.message_id, first[1], after))
-            if intent.bodies.get(message.message_id) != after:  # twice with two bodies is for the ledger to refuse
-                intent.new.append((message, after))
-        elif not _same(before, after):
-            intent.amendments.append(_amendment(message.message_id, before, after))
-        else:
-            continue
-        intent.bodies[message.message_id] = after
+    intent = Intent(header, [], list(saved.usage_sent), _header_of(session))
+    for index, message in enumerate(session.messages):
+        before, after = saved.messages.get(message.message_id), frozen(message)
+        if before is None or before != after:
+            body, stored = body_of(message), None if before is None else thawed(before)
+            if stored is None or not _same(stored, body):
+                intent.messages.append(Changed(message, index, message.message_id, body, stored))
 
     unsent = {
         name: getattr(session.usage, name) - saved.usage[name] - sum(sent[name] for sent in saved.usage_sent)
@@ -148,26 +198,27 @@ def remember_usage(saved: Saved, intent: Intent) -> None:
     saved.usage_sent = [sent for sent in intent.usage if min(sent[name] for name in USAGE_FIELDS) >= 0]
 
 
-def _amendment(message_id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    amendment: dict[str, Any] = {"message_id": message_id}
-    fields = _changed_keys(
-        {k: v for k, v in before.items() if k != "metadata"}, {k: v for k, v in after.items() if k != "metadata"}
-    )
-    added = _only_added(before.get("tool_calls") or [], after.get("tool_calls") or [])
-    if added:
+def amendment(message_id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes one body of a message the other, as the ledger takes it; {} when they are the same."""
+    fields = _changed_keys(before, after)
+    changed: dict[str, Any] = {}
+    if added := _only_added(before.get("tool_calls") or [], after.get("tool_calls") or []):
         # Not the whole list: somebody else may add a call of theirs.
         del fields["tool_calls"]
-        amendment["add_tool_calls"] = added
+        changed["add_tool_calls"] = added
+    metadata = before.get("metadata", {}), after.get("metadata")
+    if "metadata" in fields and isinstance(metadata[1], dict) and any(metadata):
+        # Likewise.
+        del fields["metadata"]
+        changed["metadata"] = _changed_keys(metadata[0], metadata[1])
     if fields:
-        amendment["fields"] = fields
-    if metadata := _changed_keys(before["metadata"], after["metadata"]):
-        amendment["metadata"] = metadata
-    return amendment
+        changed["fields"] = fields
+    return {"message_id": message_id, **changed} if changed else {}
 
 
 def _only_added(before: list[Any], after: list[Any]) -> list[Any]:
     """Return what was added at the end of a list, or nothing when it was changed in another way too."""
-    return after[len(before) :] if after[: len(before)] == before else []
+    return after[len(before) :] if isinstance(after, list) and _same(before, after[: len(before)]) else []
 
 
 def _changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
@@ -200,12 +251,16 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
 
     The copy may have changed while it was being saved, and other saves of it may have come back in the meantime.
     """
-    saved.messages |= intent.bodies
-    for message, _ in intent.new:
-        saved.messages_sent.pop(message.message_id, None)
-    for message in session.messages:
-        if place := outcome.places.get(message.message_id):
+    for changed in intent.messages:
+        saved.messages_sent.pop(changed.message_id, None)
+        saved.messages[changed.stored_id] = frozen_body(changed.stored)
+        message = changed.message
+        if message.message_id == changed.message_id:
+            message.message_id = changed.stored_id
+        if place := outcome.places.get(changed.stored_id):
             message.sequence, message.created_at, message.amended_version = place
+        if not _same(changed.body, changed.stored) and _same(changed.body, body_of(message)):
+            _put(message, changed.stored)
 
     known = {n: saved.usage[n] + sum(sent[n] for sent in saved.usage_sent) for n in USAGE_FIELDS}
     unsent = {n: getattr(session.usage, n) - known[n] for n in USAGE_FIELDS}
@@ -220,7 +275,7 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
         merged = _merged(stored.metadata, intent.sent.metadata, session.metadata)
         session.metadata.clear()  # the same object: callers may hold it
         session.metadata.update(merged)
-        for name in ("message_count", "next_sequence", "started_at", "updated_at"):
+        for name in ("session_id", "user_id", "message_count", "next_sequence", "started_at", "updated_at"):
             setattr(session, name, getattr(outcome.session, name))
         saved.header, saved.metadata, saved.usage, saved.version = (
             stored.header,
@@ -233,6 +288,15 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
             session.version = stored.version
     for n in USAGE_FIELDS:
         setattr(session.usage, n, saved.usage[n] + sum(sent[n] for sent in saved.usage_sent) + unsent[n])
+
+
+def _put(message: ChatMessage, body: Mapping[str, Any]) -> None:
+    for name in _BODY_FIELDS:
+        if not _same(getattr(message, name), body.get(name)):
+            setattr(message, name, _copy(body.get(name)))
+    if extra := message.model_extra:
+        extra.clear()
+        extra.update({name: _copy(value) for name, value in body.items() if name not in _BODY_FIELDS})
 
 
 def _merged(stored: Mapping[str, Any], sent: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,12 +326,11 @@ def unsaved(session: ChatSession, saved: Saved, new_id: str) -> dict[str, Any] |
         before["metadata"] = saved.metadata
     if intent.usage:
         before |= {"usage": saved.usage, "usage_sent": intent.usage}
-    if intent.amendments:
-        ids = [a["message_id"] for a in intent.amendments if a["message_id"] in saved.messages]
-        before["messages"] = {message_id: saved.messages[message_id] for message_id in ids}
+    if amended := {changed.message_id: changed.before for changed in intent.messages if changed.before is not None}:
+        before["messages"] = amended
     if saved.messages_sent:
         before["messages_sent"] = saved.messages_sent
-    if new := [message.message_id for message, _ in intent.new if message.sequence is not None]:
+    if new := [c.message_id for c in intent.messages if c.before is None and c.message.sequence is not None]:
         before["new"] = new
     return dict(_copy(before)) or None
 
@@ -278,7 +341,7 @@ def saved_but(session: ChatSession, before: Mapping[str, Any]) -> Saved:
     saved.header |= before.get("header", {})
     saved.metadata = before.get("metadata", saved.metadata)
     saved.usage = before.get("usage", saved.usage)
-    saved.messages |= before.get("messages", {})
+    saved.messages |= {message_id: frozen_body(body) for message_id, body in before.get("messages", {}).items()}
     restore_sent(saved, before)
     return saved
 
@@ -286,7 +349,7 @@ def saved_but(session: ChatSession, before: Mapping[str, Any]) -> Saved:
 def restore_sent(saved: Saved, before: Mapping[str, Any]) -> None:
     """Take over what a copy had sent whose outcome it did not know."""
     saved.usage_sent = before.get("usage_sent", [])
-    saved.messages_sent = {key: (text, body) for key, (text, body) in before.get("messages_sent", {}).items()}
+    saved.messages_sent = before.get("messages_sent", {})
 
 
 def _copy(value: Any) -> Any:

@@ -15,7 +15,7 @@ from chatledger.cache import SessionCache
 from chatledger.cached_read import read_through
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
-from chatledger.encoding import clean_text, encode_message, encode_object
+from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object
 from chatledger.errors import ChatLedgerError
 from chatledger.migrations import migrate
 from chatledger.models import (
@@ -221,16 +221,16 @@ class ChatLedger:
     async def _save(self, session: ChatSession, fence: int | None) -> ChatSession:
         intended = intent.changes(session, session._saved, new_id())
         intent.remember_usage(session._saved, intended)
-        sent = session._saved.messages_sent
-        unknown = dict(sent)
+        unknown = dict(session._saved.messages_sent)
         try:
+            messages, amendments = encode_changes(intended.messages, session._saved.messages_sent)
             arguments = (
                 clean_text(session.session_id),
                 _clean(session.user_id),
                 session.version,
                 encode_object(intended.header, "header"),
-                _encoded_as_sent_first(intended, sent),
-                [encode_object(amendment, "amendment") for amendment in intended.amendments],
+                messages,
+                amendments,
                 [encode_object(usage, "usage") for usage in intended.usage],
                 fence,
             )
@@ -559,16 +559,3 @@ def _clean(text: str | None) -> str | None:
 
 def _encoded(value: Mapping[str, Any] | None, argument: str) -> str | None:
     return None if value is None else encode_object(value, argument)
-
-
-def _encoded_as_sent_first(intended: intent.Intent, sent: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
-    """Encode the new messages, those that were sent before as they were; remember what is sent."""
-    encoded: list[str] = []
-    ids: set[str] = set()
-    for index, (message, body) in enumerate(intended.new):
-        text = encode_message(message, index)
-        if message.message_id not in ids:  # the same id again is for the ledger to judge
-            ids.add(message.message_id)
-            text, _ = sent.setdefault(message.message_id, (text, body))
-        encoded.append(text)
-    return encoded

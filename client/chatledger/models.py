@@ -186,6 +186,10 @@ class ChatSession(SessionHeader):
             fields["unsaved"] = before
         return fields
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both hold the same; what each knows to be saved does not count."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
     def __copy__(self) -> Self:
         copied = super().__copy__()
         # What one copy saves, the other has not saved; but usage that both have is counted once.

@@ -9,10 +9,19 @@ declare
     v_message  chatledger.messages;
     v_body     jsonb;
     v_patched  jsonb;
-    v_patch    jsonb;
     v_field    text;
 begin
     v_message := chatledger.stored_message(p_session_id, p_amendment ->> 'message_id');
+    v_field := case when p_amendment -> 'fields' ? 'role' then 'role'
+        when p_amendment -> 'fields' ? 'message_id' then 'message_id' end;
+    if v_field is not null then
+        raise exception using
+            errcode = 'CL007',
+            message = format('message "%s": %s cannot change', v_message.message_id, v_field),
+            detail = jsonb_build_object('message_id', v_message.message_id, 'field', v_field,
+                'problem', 'cannot change')::text,
+            hint = 'Nothing was changed. Append a new message instead.';
+    end if;
     v_body := chatledger.message_body(v_message);
 
     -- What is neither as the caller saw it nor as it wants it, somebody else changed.
@@ -24,21 +33,18 @@ begin
         select 'metadata.' || field.key, nullif(v_body -> 'metadata' -> field.key, 'null'), field.value
         from jsonb_each(p_amendment -> 'metadata') as field
     ) as change
-    where change.stored is distinct from nullif(change.value -> 'from', 'null')
-        and change.stored is distinct from nullif(change.value -> 'to', 'null')
+    where not chatledger.same_value(change.stored, nullif(change.value -> 'from', 'null'))
+        and not chatledger.same_value(change.stored, nullif(change.value -> 'to', 'null'))
     limit 1;
     if found then
         perform chatledger.raise_amended_since(v_message, p_read_version, v_field);
     end if;
 
-    select coalesce(jsonb_object_agg(field.key, coalesce(field.value -> 'to', 'null')), '{}') into v_patch
-    from jsonb_each(p_amendment -> 'fields') as field;
+    v_patched := chatledger.apply_changes(v_body, p_amendment -> 'fields');
     if p_amendment ? 'metadata' then
-        v_patch := v_patch || jsonb_build_object('metadata', (
-            select jsonb_object_agg(field.key, coalesce(field.value -> 'to', 'null'))
-            from jsonb_each(p_amendment -> 'metadata') as field));
+        v_patched := v_patched || jsonb_build_object('metadata',
+            chatledger.apply_changes(nullif(v_patched -> 'metadata', 'null'), p_amendment -> 'metadata'));
     end if;
-    v_patched := chatledger.patched_body(v_body, v_patch);
 
     if p_amendment ? 'add_tool_calls' then
         v_patched := v_patched || jsonb_build_object('tool_calls',

@@ -42,8 +42,8 @@ as $function$
 #variable_conflict use_column
 declare
     v_session   chatledger.sessions;
+    v_changed   chatledger.sessions;
     v_before    bigint;
-    v_metadata  jsonb;
     v_amendment jsonb;
     v_usage     jsonb;
     v_amended   text[] := '{}';
@@ -56,18 +56,22 @@ begin
     v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
     v_before := v_session.version;
 
-    -- Only what still is as the caller saw it. (update_session leaves what it is given as null.)
-    select jsonb_object_agg(change.key, coalesce(change.value -> 'to', 'null')) into v_metadata
-    from jsonb_each(p_header -> 'metadata') as change
-    where v_session.metadata -> change.key is not distinct from change.value -> 'from';
-    perform chatledger.update_session(
-        p_session_id,
-        p_title => case when v_session.title is not distinct from p_header #>> '{title,from}'
-            then coalesce(p_header #>> '{title,to}', case when p_header ? 'title' then '' end) end,
-        p_metadata => v_metadata,
-        p_pinned => case when v_session.pinned = (p_header #>> '{pinned,from}')::boolean
-            then (p_header #>> '{pinned,to}')::boolean end,
-        p_status => case when v_session.status = p_header #>> '{status,from}' then p_header #>> '{status,to}' end);
+    -- Only what still is as the caller saw it.
+    v_changed := v_session;
+    if p_header ? 'title' and v_session.title is not distinct from p_header #>> '{title,from}' then
+        v_changed.title := nullif(p_header #>> '{title,to}', '');
+    end if;
+    if v_session.pinned = (p_header #>> '{pinned,from}')::boolean then
+        v_changed.pinned := coalesce((p_header #>> '{pinned,to}')::boolean, v_session.pinned);
+    end if;
+    if v_session.status = p_header #>> '{status,from}' then
+        v_changed.status := coalesce(p_header #>> '{status,to}', v_session.status);
+    end if;
+    v_changed.metadata := chatledger.apply_changes(v_session.metadata, (
+        select jsonb_object_agg(change.key, change.value)
+        from jsonb_each(p_header -> 'metadata') as change
+        where chatledger.same_value(v_session.metadata -> change.key, change.value -> 'from')));
+    perform chatledger.store_header(v_session, v_changed);
 
     foreach v_amendment in array p_amendments loop
         if not exists (

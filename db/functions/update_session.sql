@@ -44,13 +44,7 @@ begin
     v_changed.pinned := coalesce(p_pinned, v_session.pinned);
     v_changed.status := coalesce(p_status, v_session.status);
 
-    if v_changed is distinct from v_session then
-        update chatledger.sessions as s
-        set title = v_changed.title, metadata = v_changed.metadata, pinned = v_changed.pinned, status = v_changed.status,
-            version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at)
-        where s.id = p_session_id
-        returning s.* into v_changed;
-    end if;
+    v_changed := chatledger.store_header(v_session, v_changed);
     return chatledger.header_of(v_changed);
 end
 $function$;
