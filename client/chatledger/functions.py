@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import TypeAdapter
 from pydantic_core import from_json
 
-from chatledger.intent import Outcome
+from chatledger import intent
 from chatledger.models import (
+    PLACE_FIELDS,
     AmendReceipt,
     AppendReceipt,
     ChatMessage,
@@ -26,6 +26,7 @@ from chatledger.models import (
     ToolCallReceipt,
     Truncation,
     Usage,
+    stored_message,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +125,10 @@ async def read_session(
     rows = await connection.fetch(f"{_READ}($1, $2, null, null, $3)", session_id, user_id, last)
     if not rows:
         return None
-    return session_of(_json(rows[0]["session"]), _messages(rows[1:]))
+    header, *messages = rows
+    # With a codec of the caller's, the rows do not have JSON as text.
+    bodies = _bodies(messages) if isinstance(header["session"], str) else None
+    return session_of(_json(header["session"]), [_message(row) for row in messages], bodies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +151,16 @@ async def read_changes(
         return None
     return Changes(
         _json(rows[0]["session"]),
-        {row["sequence"]: _fields(row) for row in rows[1:] if not row["removed"]},
+        {row["sequence"]: _body(row) | _place(row) for row in rows[1:] if not row["removed"]},
         [row["sequence"] for row in rows[1:] if row["removed"]],
     )
 
 
-def session_of(header: dict[str, Any], messages: list[ChatMessage]) -> ChatSession:
-    """Return the session with this header, as JSON has it, and these messages."""
-    return _header(ChatSession, header, messages=messages)
+def session_of(
+    header: dict[str, Any], messages: list[ChatMessage], bodies: intent.Bodies | None = None
+) -> ChatSession:
+    """Return the session with this header, as JSON has it, and these messages; their bodies, if they are at hand."""
+    return _header(ChatSession, header, bodies, messages=messages)
 
 
 async def read_bodies(
@@ -177,7 +183,7 @@ async def save_session(
     amendments: Sequence[str],
     usage: Sequence[str],
     fence: int | None,
-) -> Outcome:
+) -> intent.Outcome:
     first, *rows = await connection.fetch(
         "select * from chatledger.save_session("
         "$1, $2, $3, $4::text::jsonb, $5::text[]::jsonb[], $6::text[]::jsonb[], $7::text[]::jsonb[], $8)",
@@ -190,7 +196,7 @@ async def save_session(
         usage,
         fence,
     )
-    return Outcome(
+    return intent.Outcome(
         _header(SessionHeader, _json(first["session"])),
         first["version_before"],
         {row["message_id"]: (row["sequence"], row["created_at"], row["amended_version"]) for row in rows},
@@ -206,14 +212,14 @@ async def get_messages(
     limit: int | None,
 ) -> list[ChatMessage]:
     rows = await connection.fetch(
-        f"select {', '.join(_COLUMNS)} from chatledger.get_messages($1, $2, $3, $4, $5)",
+        f"select {_COLUMNS} from chatledger.get_messages($1, $2, $3, $4, $5)",
         session_id,
         user_id,
         after,
         before,
         limit,
     )
-    return _messages(rows)
+    return [_message(row) for row in rows]
 
 
 async def list_sessions(
@@ -330,42 +336,76 @@ async def purge_sessions(connection: Connection, older_than: timedelta, limit: i
     return int(await connection.fetchval("select * from chatledger.purge_sessions($1, $2)", older_than, limit))
 
 
-_PLACE = ("message_id", "sequence", "created_at", "amended_version")
-_BODY = ("role", "content", "name", "tool_call_id", "refusal", "duration_ms")
-_JSON = ("content_parts", "tool_calls", "function_call", "metadata", "extra")
-_COLUMNS = (*_BODY, *_JSON, *_PLACE)
-_READ = f"select {', '.join(_COLUMNS)}, removed, session from chatledger.read_session"
+_COLUMNS = ", ".join(("message_id", "sequence", "created_at", "amended_version", *intent.FROZEN_FIELDS))
+_BODY = slice(4, 4 + len(intent.FROZEN_FIELDS))
+_READ = f"select {_COLUMNS}, removed, session from chatledger.read_session"
 
-_chat_messages = TypeAdapter(list[ChatMessage])
+_PLACE = {"message_id"} | PLACE_FIELDS
+
+
+def _fields(row: asyncpg.Record) -> dict[str, Any]:
+    """Return the fields of a message. Written out: a load spends much of its time here."""
+    (
+        message_id,
+        sequence,
+        created_at,
+        amended_version,
+        role,
+        name,
+        tool_call_id,
+        refusal,
+        duration_ms,
+        content,
+        parts,
+        tool_calls,
+        function_call,
+        metadata,
+        extra,
+        *_,
+    ) = row
+    fields = {
+        "message_id": message_id,
+        "role": role,
+        "content": content if parts is None else _json(parts),
+        "name": name,
+        "tool_call_id": tool_call_id,
+        "refusal": refusal,
+        "tool_calls": tool_calls and _json(tool_calls),
+        "function_call": function_call and _json(function_call),
+        "metadata": metadata and _json(metadata),
+        "duration_ms": duration_ms,
+        "sequence": sequence,
+        "created_at": created_at,
+        "amended_version": amended_version,
+    }
+    # Where the caller's message had a key like one of the place's, ours wins in the model.
+    return fields if extra is None else _json(extra) | fields
+
+
+def _message(row: asyncpg.Record) -> ChatMessage:
+    fields = _fields(row)
+    return stored_message(fields) if row["extra"] is None else ChatMessage.model_validate(fields)
+
+
+def _bodies(rows: Sequence[asyncpg.Record]) -> intent.Bodies:
+    return intent.Bodies((row["message_id"], row[_BODY]) for row in rows)
 
 
 def _body(row: asyncpg.Record) -> dict[str, Any]:
     """Return a message as it came in, without its id."""
-    body = {name: value for name, value in zip(_COLUMNS[: -len(_PLACE)], row, strict=False) if value is not None}
-    for name in _JSON:
-        if name in body:
-            body[name] = _json(body[name])
-    if "content_parts" in body:
-        body["content"] = body.pop("content_parts")
-    extra = body.pop("extra", {})
-    return body | extra
+    body = {name: value for name, value in _fields(row).items() if value is not None and name not in _PLACE}
+    return body | _json(row["extra"] or "{}")
 
 
-def _fields(row: asyncpg.Record) -> dict[str, Any]:
-    """Return the fields of the model."""
-    # The place comes last: where the caller's message had such a key of its own, ours wins in the model.
-    return _body(row) | dict(zip(_PLACE, row[len(_COLUMNS) - len(_PLACE) : len(_COLUMNS)], strict=True))
+def _place(row: asyncpg.Record) -> dict[str, Any]:
+    return {name: row[name] for name in _PLACE}
 
 
-def _messages(rows: Sequence[asyncpg.Record]) -> list[ChatMessage]:
-    return _chat_messages.validate_python([_fields(row) for row in rows])
-
-
-def _header(model: type[Header], row: Row, **more: Any) -> Header:
+def _header(model: type[Header], row: Row, bodies: intent.Bodies | None = None, **more: Any) -> Header:
     fields: dict[str, Any] = dict(row.items()) | more
     fields["metadata"] = _json(fields["metadata"])
     fields["usage"] = {key: fields.pop(key) for key in Usage.model_fields}
-    return model.model_validate(fields)
+    return model.model_validate(fields, context=bodies)
 
 
 def _json(value: Any) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import marshal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -17,23 +18,25 @@ if TYPE_CHECKING:
 Change = dict[str, Any]
 """``{"from": …, "to": …}``; an end that is missing: there was nothing, or shall be nothing."""
 
-Frozen = tuple[Any, ...] | bytes
-"""A message's body as no change in place can reach it: quick to make and to compare, and :func:`thawed` when it differs."""
+Frozen = tuple[Any, ...]
+"""A message's body as no change in place can reach it, in the order of ``FROZEN_FIELDS``; what JSON calls a list or an
+object, as its text. A row of the database is like that."""
 
+FROZEN_FIELDS = (
+    *("role", "name", "tool_call_id", "refusal", "duration_ms", "content"),
+    *("content_parts", "tool_calls", "function_call", "metadata", "extra"),
+)
+_JSON = FROZEN_FIELDS.index("content_parts")  # from here on
+_NO_JSON = (None,) * len(FROZEN_FIELDS[_JSON:])
+_BODY_FIELDS = tuple(name for name in FROZEN_FIELDS if name not in ("content_parts", "extra"))
+_NOT_EXTRA = frozenset({*_BODY_FIELDS, "message_id", "sequence", "created_at", "amended_version"})
+_body_values = itemgetter(*_BODY_FIELDS)
 HEADER_FIELDS = ("title", "pinned", "status")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
-_BODY_FIELDS = (
-    "role",
-    "name",
-    "tool_call_id",
-    "refusal",
-    "duration_ms",
-    "content",
-    "tool_calls",
-    "function_call",
-    "metadata",
-)
-_body_values = itemgetter(*_BODY_FIELDS)
+
+
+class Bodies(dict[str, Frozen]):
+    """The bodies of the messages that were read, by id."""
 
 
 class Turn(asyncio.Lock):
@@ -60,6 +63,18 @@ class Saved:
     changed since as an amendment."""
     usage_sent: list[dict[str, Any]] = field(default_factory=list)
     """Usage that was sent, until it is known to be recorded: after an unknown outcome it is sent with the same id."""
+
+    def __deepcopy__(self, memo: Any) -> Saved:
+        return replace(
+            self,
+            header=dict(self.header),
+            metadata=_copy(self.metadata),
+            usage=dict(self.usage),
+            messages=dict(self.messages),
+            turn=Turn(),
+            messages_sent=dict(self.messages_sent),
+            usage_sent=_copy(self.usage_sent),
+        )
 
 
 @dataclass
@@ -106,33 +121,43 @@ def body_of(message: ChatMessage) -> dict[str, Any]:
 
 
 def frozen(message: ChatMessage) -> Frozen | None:
-    """Freeze a message's body. None for values that do not come from JSON, such as a tuple."""
-    return _frozen(_body_values(message.__dict__), message.__pydantic_extra__)
+    """Freeze a message's body; None when JSON cannot express it."""
+    try:
+        return _frozen(_body_values(message.__dict__), message.__pydantic_extra__)
+    except (ValueError, RecursionError):
+        return None
 
 
 def frozen_body(body: Mapping[str, Any]) -> Frozen:
     """Freeze a body that comes from JSON."""
-    extra = {name: value for name, value in body.items() if name not in _BODY_FIELDS}
-    frozen = _frozen(tuple(map(body.get, _BODY_FIELDS)), extra)
-    assert frozen is not None
-    return frozen
+    return _frozen(tuple(map(body.get, _BODY_FIELDS)), {k: v for k, v in body.items() if k not in _BODY_FIELDS})
 
 
-def _frozen(values: tuple[Any, ...], extra: dict[str, Any] | None) -> Frozen | None:
-    if not extra and values[-3:] == (None, None, None) and isinstance(values[-4], str | None):
-        return values  # nothing in it can change
-    try:
-        # Of all that copies, the fastest, and its bytes can be compared: equal ones are of the same values, and 1 is not
-        # true. Version 2, since later ones depend on which objects are the same.
-        return marshal.dumps((values, extra or {}), 2)
-    except ValueError:
-        return None
+def _frozen(values: tuple[Any, ...], extra: dict[str, Any] | None) -> Frozen:
+    flat, content, nested = values[:_JSON], values[_JSON - 1], (None, *values[_JSON:], extra or None)
+    if content is not None and not isinstance(content, str):
+        flat, nested = (*flat[:-1], None), (content, *nested[1:])
+    if nested == _NO_JSON:
+        return flat + nested
+    return (*flat, *[None if value is None else to_json(value) for value in nested])
+
+
+def _rewritten(frozen: Frozen) -> Frozen:
+    """Return it with JSON as we write it; Postgres puts blanks between."""
+    return (*frozen[:_JSON], *[None if text is None else to_json(from_json(text)) for text in frozen[_JSON:]])
 
 
 def thawed(frozen: Frozen) -> dict[str, Any]:
     """Return the body that was frozen."""
-    values, extra = (frozen, {}) if isinstance(frozen, tuple) else marshal.loads(frozen)
-    return {name: value for name, value in zip(_BODY_FIELDS, values, strict=True) if value is not None} | extra
+    fields = dict(zip(FROZEN_FIELDS, frozen, strict=True))
+    for name in FROZEN_FIELDS[_JSON:]:
+        if fields[name] is not None:
+            fields[name] = from_json(fields[name])
+    parts, extra = fields.pop("content_parts"), fields.pop("extra") or {}
+    body = {name: value for name, value in fields.items() if value is not None}
+    body |= {} if parts is None else {"content": parts}
+    # Rows keep known fields that were given as null, and keys like those of the place's, there; the model does not.
+    return body | {name: value for name, value in extra.items() if name not in _NOT_EXTRA}
 
 
 def nothing_saved() -> Saved:
@@ -142,13 +167,19 @@ def nothing_saved() -> Saved:
 
 def saved_as_it_is(session: ChatSession, new_ids: Collection[str] = ()) -> Saved:
     """Return what the ledger holds of a session that was just loaded: all but the messages without a place."""
-    saved = _header_of(session)
-    saved.messages = {
-        message.message_id: body
-        for message in session.messages
-        if message.sequence is not None and message.message_id not in new_ids and (body := frozen(message)) is not None
-    }
-    return saved
+    return replace(
+        _header_of(session),
+        messages={
+            message.message_id: body
+            for message in session.messages
+            if message.sequence is not None and message.message_id not in new_ids and (body := frozen(message))
+        },
+    )
+
+
+def saved_as_read(session: ChatSession, bodies: Bodies) -> Saved:
+    """Return what the ledger holds of a session that was read with these bodies of messages."""
+    return replace(_header_of(session), messages=bodies)
 
 
 def _header_of(session: SessionHeader) -> Saved:
@@ -179,10 +210,16 @@ def changes(session: ChatSession, saved: Saved, new_id: str) -> Intent:
     intent = Intent(header, [], list(saved.usage_sent), _header_of(session))
     for index, message in enumerate(session.messages):
         before, after = saved.messages.get(message.message_id), frozen(message)
-        if before is None or before != after:
-            body, stored = body_of(message), None if before is None else thawed(before)
-            if stored is None or not _same(stored, body):
-                intent.messages.append(Changed(message, index, message.message_id, body, stored))
+        if before is None:
+            intent.messages.append(Changed(message, index, message.message_id, body_of(message), None))
+        elif before != after:
+            if _rewritten(before) != after:
+                body, stored = body_of(message), thawed(before)
+                if not _same(stored, body):
+                    intent.messages.append(Changed(message, index, message.message_id, body, stored))
+                    continue
+            if after is not None:
+                saved.messages[message.message_id] = after  # sooner the next time
 
     unsent = {
         name: getattr(session.usage, name) - saved.usage[name] - sum(sent[name] for sent in saved.usage_sent)
