@@ -22,7 +22,7 @@ begin
         v_release := chatledger.version();
     end if;
     if string_to_array(v_release, '.')::integer[] > string_to_array('0.1.0', '.')::integer[]
-        or exists (select from chatledger.migrations where number > 1)
+        or exists (select from chatledger.migrations where number > 2)
     then
         raise exception using errcode = 'CL012',
             message = format('the database has release %s, newer than this chatledger (0.1.0)', v_release),
@@ -31,7 +31,8 @@ begin
     select applied.name into v_changed
     from chatledger.migrations as applied
     join (values
-            (1, '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509')
+            (1, '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509'),
+            (2, 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083')
     ) as known (number, checksum) using (number)
     where applied.checksum <> known.checksum;
     if found then
@@ -47,14 +48,23 @@ select to_regclass('chatledger.migrations') is null as pending \gset
 insert into chatledger.migrations (number, name, checksum)
 values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509');
 \endif
+select not exists (select from chatledger.migrations where number = 2) as pending \gset
+\if :pending
+\ir migrations/0002_streams.sql
+insert into chatledger.migrations (number, name, checksum)
+values (2, '0002_streams', 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083');
+\endif
 \ir functions/add_tool_call.sql
 \ir functions/amend_message.sql
 \ir functions/append_messages.sql
 \ir functions/apply_amendment.sql
 \ir functions/apply_changes.sql
+\ir functions/begin_stream.sql
 \ir functions/check_messages.sql
+\ir functions/check_ttl.sql
 \ir functions/create_session.sql
 \ir functions/delete_session.sql
+\ir functions/end_stream.sql
 \ir functions/extra_with_nulls.sql
 \ir functions/fork_session.sql
 \ir functions/get_messages.sql
@@ -76,6 +86,7 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/raise_session_not_found.sql
 \ir functions/read_session.sql
 \ir functions/record_usage.sql
+\ir functions/renew_stream.sql
 \ir functions/same_value.sql
 \ir functions/save_session.sql
 \ir functions/status.sql
@@ -86,6 +97,7 @@ values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f
 \ir functions/update_session.sql
 \ir functions/verify_session.sql
 \ir functions/version.sql
+\ir views/active_streams.sql
 \ir views/session_holders.sql
 \ir views/session_overview.sql
 \ir views/transcript.sql

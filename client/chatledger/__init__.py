@@ -26,6 +26,8 @@ from chatledger.errors import (
     SessionIdConflict,
     SessionNotFound,
     StaleFence,
+    StreamBusy,
+    TooManyStreams,
     UsageConflict,
 )
 from chatledger.ledger import ChatLedger
@@ -43,6 +45,7 @@ from chatledger.models import (
     Usage,
 )
 from chatledger.openai_format import Repair
+from chatledger.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -69,6 +72,9 @@ __all__ = [
     "SessionPage",
     "Settings",
     "StaleFence",
+    "Stream",
+    "StreamBusy",
+    "TooManyStreams",
     "ToolCallReceipt",
     "Truncation",
     "Usage",

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,18 +20,11 @@ from chatledger.models import ChatMessage, ChatSession
 if TYPE_CHECKING:
     from chatledger.cache import CachedSession, SessionCache
     from chatledger.config import Settings
-    from chatledger.connections import Result
-    from chatledger.functions import Changes, Connection
+    from chatledger.connections import Run
+    from chatledger.functions import Changes
 
 _messages = TypeAdapter(list[ChatMessage])
 _CHECKED_AT = "checked_at"
-
-
-class Run(Protocol):
-    """Runs a call on a connection."""
-
-    async def __call__(self, call: Callable[[Connection], Awaitable[Result]]) -> Result:
-        """Return what the call returns."""
 
 
 async def read_through(

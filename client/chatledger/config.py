@@ -34,3 +34,8 @@ class Settings(BaseSettings):
     """Set to false behind pgbouncer's transaction pooling."""
     retry_deadline: float = Field(default=10.0, ge=0)
     """For how many seconds a call is tried again after a lost connection, a deadlock or a serialization failure."""
+    stream_ttl: float = Field(default=3600.0, gt=0)
+    """For how many seconds a stream's lease lasts; it is renewed three times as often. After a crash, the session is
+    busy for so long, unless somebody takes over by force."""
+    flush_interval: float = Field(default=0.5, ge=0)
+    """A stream saves its growing message at most every so many seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import asyncpg
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
 
 Result = TypeVar("Result")
+
+
+class Run(Protocol):
+    """Runs a call on a connection."""
+
+    async def __call__(self, call: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """Return what the call returns."""
 
 
 class _ConnectionLost(Exception):
@@ -110,12 +117,12 @@ async def _translated(call: Callable[[Connection], Awaitable[Result]], connectio
         raise ours from error
 
 
-async def open_pool(database_url: str, settings: Settings) -> Pool:
+async def open_pool(database_url: str, settings: Settings, size: int | None = None) -> Pool:
     """Open a pool that runs no reset query on release: our calls leave nothing behind on a connection."""
     return await asyncpg.create_pool(
         database_url,
         min_size=0,
-        max_size=settings.pool_size,
+        max_size=size or settings.pool_size,
         statement_cache_size=100 if settings.prepared_statements else 0,
         reset=_leave_as_is,
     )

@@ -21,6 +21,8 @@ def clean_text(text: str) -> str:
     """Replace each NUL and each lone surrogate, which Postgres refuses, by U+FFFD."""
     if text.isascii() and "\0" not in text:
         return text
+    if not _is_unicode(text):  # two halves side by side, from two chunks of a stream, are one character
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return "".join(REPLACEMENT if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any, ClassVar
 
 import asyncpg
@@ -56,6 +57,22 @@ class StaleFence(ChatLedgerError):
     sqlstate = "CL005"
 
 
+class StreamBusy(ChatLedgerError):
+    """The session has a stream already; :attr:`owner` and :attr:`expires_at` say whose, and until when."""
+
+    sqlstate = "CL006"
+
+    @property
+    def owner(self) -> str:
+        """Who holds the lease."""
+        return str(self.detail["owner"])
+
+    @property
+    def expires_at(self) -> datetime:
+        """When the lease runs out, unless it is renewed, by the database's clock."""
+        return datetime.fromisoformat(self.detail["expires_at"])
+
+
 class InvalidMessage(ChatLedgerError, ValueError):
     """A message cannot be stored; :attr:`index` and :attr:`field` say which and why."""
 
@@ -94,6 +111,12 @@ class UsageConflict(ChatLedgerError):
     """A usage id came with other numbers than the ones recorded under it."""
 
     sqlstate = "CL011"
+
+
+class TooManyStreams(ChatLedgerError):
+    """The session's user has as many live streams as the caller allows."""
+
+    sqlstate = "CL013"
 
 
 class DatabaseUnavailable(ChatLedgerError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import from_json
@@ -321,6 +321,49 @@ async def record_usage(
         user_id,
     )
     return _header(SessionHeader, row)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What a stream got, and where its session was then."""
+
+    fence: int
+    expires_at: datetime
+    version: int
+    next_sequence: int
+    message_count: int
+
+
+async def begin_stream(
+    connection: Connection,
+    session_id: str,
+    owner: str,
+    ttl: timedelta,
+    user_id: str | None,
+    stream_id: str,
+    force: bool,
+    max_streams: int | None,
+) -> Lease:
+    row = await _row(
+        connection,
+        "select * from chatledger.begin_stream($1, $2, $3, $4, $5, $6, $7)",
+        session_id,
+        owner,
+        ttl,
+        user_id,
+        stream_id,
+        force,
+        max_streams,
+    )
+    return Lease(*row)
+
+
+async def renew_stream(connection: Connection, session_id: str, fence: int, ttl: timedelta) -> None:
+    await connection.fetchval("select * from chatledger.renew_stream($1, $2, $3)", session_id, fence, ttl)
+
+
+async def end_stream(connection: Connection, session_id: str, fence: int) -> bool:
+    return bool(await connection.fetchval("select * from chatledger.end_stream($1, $2)", session_id, fence))
 
 
 async def verify_session(connection: Connection, session_id: str | None) -> list[Problem]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
@@ -31,6 +33,7 @@ from chatledger.models import (
     Usage,
     new_id,
 )
+from chatledger.stream import Stream, StreamOptions
 
 if TYPE_CHECKING:
     from chatledger.connections import Pool
@@ -72,6 +75,9 @@ class ChatLedger:
         self._given = database or self._settings.database_url
         self._database: Database | None = None
         self._pool: Pool | None = None
+        # Heartbeats of streams have a connection of their own, so as not to wait for calls that wait for a lock.
+        self._heartbeat_pool: Pool | None = None
+        self._heartbeats: Database | None = None
         self._servers: EmbeddedServers | None = None
         self._redis_url = redis_url or self._settings.redis_url
         self._cache: SessionCache | None = None
@@ -107,20 +113,24 @@ class ChatLedger:
             self._redis_url = self._redis_url or self._servers.redis_url
         elif isinstance(source, str):
             source = self._pool = await open_pool(source, self._settings)
+        if self.database_url is not None:
+            self._heartbeat_pool = await open_pool(self.database_url, self._settings, size=1)
+            self._heartbeats = Database(self._heartbeat_pool, self._settings)
         if self._redis_url is not None and isinstance(source, asyncpg.Pool):
             self._cache = SessionCache(self._redis_url, session_ttl=self._settings.session_ttl)
         return Database(source, self._settings)
 
     async def close(self) -> None:
         """Close what this ledger opened. Harmless when closed already."""
-        pool, self._pool = self._pool, None
+        pools, self._pool, self._heartbeat_pool = (self._pool, self._heartbeat_pool), None, None
         servers, self._servers = self._servers, None
         cache, self._cache = self._cache, None
-        self._database = None
+        self._database = self._heartbeats = None
         if cache is not None:
             await cache.close()
-        if pool is not None:
-            await pool.close()
+        for pool in pools:
+            if pool is not None:
+                await pool.close()
         if servers is not None:
             await asyncio.to_thread(servers.close)
 
@@ -140,6 +150,10 @@ class ChatLedger:
     async def _run(self, call: Callable[[Connection], Awaitable[Result]], *, repeatable: bool = True) -> Result:
         database = self._database or await self._open_database()
         return await database.run(call, repeatable=repeatable)
+
+    async def _run_apart(self, call: Callable[[Connection], Awaitable[Result]]) -> Result:
+        await self._open_database()
+        return await self._heartbeats.run(call) if self._heartbeats is not None else await self._run(call)
 
     # Sessions
 
@@ -529,6 +543,83 @@ class ChatLedger:
         return await self._run(
             lambda c: functions.truncate_session(c, *arguments), repeatable=expected_sequence is not None
         )
+
+    # Streams
+
+    def stream(
+        self,
+        session_id: str,
+        *,
+        user_id: str | None = None,
+        owner: str | None = None,
+        ttl: float | None = None,
+        wait: float | None = None,
+        force: bool = False,
+        max_streams: int | None = None,
+        flush_interval: float | None = None,
+    ) -> Stream:
+        """Hold the session's one stream: at most one at a time, in all processes; save an answer while it grows.
+
+        Example:
+            >>> async with ledger.stream(session_id, user_id="u1") as stream:
+            ...     await stream.append({"role": "user", "content": "Tell me a story."})
+            ...     async for chunk in await client.chat.completions.create(
+            ...         model="gpt-5", messages=messages, stream=True, stream_options={"include_usage": True}
+            ...     ):
+            ...         await stream.feed(chunk)
+
+        Entering takes a lease in Postgres. A heartbeat renews it three times as often as it would run out, on a
+        connection of its own (on a pool of the caller's, on one of that). Leaving saves the rest and gives it back; so
+        does an exception, or a cancellation, as far as Postgres takes it within seconds. A process that was killed
+        keeps the lease until it runs out; its next write is refused, should it wake up after all.
+
+        When the lease is lost, the task that entered is cancelled, and leaving raises :class:`StaleFence` in place of
+        that cancellation, as :func:`asyncio.timeout` does it; ``stream.lost`` is then true. In the same way leaving
+        raises what else the ledger refuses of the growing message: :class:`AmendConflict`, when somebody else changed
+        its text meanwhile, which stays as they left it.
+
+        The growing message is one row, appended with the first text and amended at most every ``flush_interval``. It
+        has ``{"interrupted": true}`` in its metadata until the completion is complete, so an answer that was cut off,
+        in whatever way, is marked. Usage that the completion tells is added to the session's, once for each completion
+        id.
+
+        Others append to the session and add tool calls to the growing message meanwhile, without the lease.
+
+        Args:
+            session_id: The session; it must exist.
+            user_id: Who asks.
+            owner: Who streams, for people; by default host and process id.
+            ttl: Seconds that the lease lasts without a renewal, up to a day; by default ``stream_ttl`` of the settings.
+            wait: For how many seconds to wait while another stream holds the lease. None: not at all.
+            force: Take the lease over; its holder's next write is refused.
+            max_streams: At most so many live streams of the session's user at once; a session of nobody's has no limit.
+            flush_interval: Seconds between two saves of the growing message; by default that of the settings.
+
+        Raises:
+            ChatLedgerError: The ledger is on a connection of the caller's, whose transaction no heartbeat can join.
+
+        Entering raises:
+            StreamBusy: Another stream holds the lease; ``owner`` and ``expires_at`` say whose and until when.
+            TooManyStreams: The user has that many.
+            SessionNotFound: No such session.
+            InvalidArgument: A time or the owner is none.
+        """
+        if not isinstance(self._given, str | asyncpg.Pool | None):
+            raise ChatLedgerError(
+                "a stream needs a pool: its heartbeats cannot be part of the transaction on a caller's connection",
+                hint="Use a ChatLedger on a URL or a pool for streams",
+            )
+        options = StreamOptions(
+            clean_text(session_id),
+            _clean(user_id),
+            clean_text(owner) if owner is not None else f"{socket.gethostname()}:{os.getpid()}",
+            self._settings.stream_ttl if ttl is None else ttl,
+            wait or 0.0,
+            force,
+            max_streams,
+            self._settings.flush_interval if flush_interval is None else flush_interval,
+        )
+        return Stream(self._run, self._run_apart, options)
 
     # For operators
 

@@ -1,0 +1,381 @@
+"""The one stream of a session: a lease that a heartbeat renews, and a message that is saved as it grows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import asyncpg
+
+from chatledger import functions, intent
+from chatledger.encoding import clean_text, encode_message, encode_object
+from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound, StaleFence, StreamBusy
+from chatledger.growing import GrowingMessage, is_empty
+from chatledger.models import AppendReceipt, ChatMessage, ToolCallReceipt, new_id
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from openai.types.chat import ChatCompletionChunk
+
+    from chatledger.connections import Run
+    from chatledger.functions import Lease
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_CLOSING = 5.0
+"""Seconds that a stream which was cancelled takes to save the rest, and again to give the lease back."""
+_RENEWAL = 5.0
+"""Seconds after which a renewal without an answer makes room for those of other streams, and is tried again."""
+_MAY_PASS = (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What :meth:`ChatLedger.stream` was asked for; times in seconds."""
+
+    session_id: str
+    user_id: str | None
+    owner: str
+    ttl: float
+    wait: float
+    force: bool
+    max_streams: int | None
+    flush_interval: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    """A call of save_session, and what it saves. It may be made again as it is."""
+
+    arguments: tuple[Any, ...]
+    bodies: dict[GrowingMessage, dict[str, Any]]
+    counted: list[GrowingMessage]
+
+
+class Stream:
+    """The holder of a session's stream: :meth:`ChatLedger.stream` says how to get one.
+
+    May be shared by the tasks of an event loop. Every write carries the lease's fence.
+
+    Attributes:
+        session_id: Whose stream it is.
+        fence: The lease's number, for other calls of the ledger that take one.
+        lost: The lease ran out, was taken over, or the session was deleted. Nothing can be written any more.
+    """
+
+    def __init__(self, run: Run, run_apart: Run, options: StreamOptions) -> None:
+        self.session_id = options.session_id
+        self.fence = 0
+        self.lost = False
+        self._run = run
+        self._run_apart = run_apart
+        self._options = options
+        self._version = self._next_sequence = self._removed_count = 0
+        self._runs_out_at = 0.0
+        self._helpers: list[asyncio.Task[None]] = []
+
+        self._turn = asyncio.Lock()
+        self._grown = asyncio.Event()
+        self._messages: list[GrowingMessage] = []
+        """Those that are not saved to their end; the last one may still grow."""
+        self._saved: dict[GrowingMessage, dict[str, Any]] = {}
+        """Their bodies as the ledger has them."""
+        self._unanswered: _Save | None = None
+
+        self._failure: Exception | None = None
+        self._holder: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._cancelled = False
+        self._leaving = False
+
+    @property
+    def saved_message_count(self) -> int:
+        """How many messages the stored session has, as far as this stream knows."""
+        return self._next_sequence - self._removed_count
+
+    async def feed(self, chunk: ChatCompletionChunk) -> None:
+        """Take in a chunk of a completion; what it adds to the message is saved soon. Never waits for Postgres.
+
+        A chunk of another completion ends the message before and begins a new one.
+
+        Raises:
+            StaleFence, SessionNotFound: The lease is lost.
+            ChatLedgerError: The ledger refused what was fed before.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if is_empty(chunk):
+            return
+        if not self._messages or not self._messages[-1].takes(chunk):
+            self._close_message()
+            self._messages.append(GrowingMessage())
+        self._messages[-1].add(chunk)
+        self._grown.set()
+
+    async def append(
+        self, messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]]
+    ) -> list[AppendReceipt]:
+        """Append a message or a batch, behind what was fed before; as :meth:`ChatLedger.append_messages`."""
+        given = [messages] if isinstance(messages, ChatMessage | Mapping) else messages
+        encoded = [encode_message(message, index) for index, message in enumerate(given)]
+        async with self._turn:
+            await self._flush()
+            receipts = await self._write(
+                functions.append_messages, self.session_id, encoded, self._options.user_id, None, self.fence
+            )
+            self._next_sequence = max([self._next_sequence, *(receipt.sequence + 1 for receipt in receipts)])
+        return receipts
+
+    async def add_tool_call(self, tool_call: Mapping[str, Any], *, message_id: str | None = None) -> ToolCallReceipt:
+        """Attach a tool call to what was fed before; as :meth:`ChatLedger.add_tool_call`."""
+        encoded = encode_object(tool_call, "tool_call")
+        call_message_id = clean_text(message_id) if message_id is not None else new_id()
+        async with self._turn:
+            await self._flush()
+            receipt = await self._write(
+                functions.add_tool_call, self.session_id, encoded, self._options.user_id, call_message_id, self.fence
+            )
+            self._next_sequence = max(self._next_sequence, receipt.sequence + 1)
+        return receipt
+
+    async def flush(self) -> None:
+        """Save now what was fed."""
+        async with self._turn:
+            await self._flush()
+
+    # The lease
+
+    async def __aenter__(self) -> Self:
+        """Take the lease.
+
+        Raises: see :meth:`ChatLedger.stream`.
+        """
+        lease = await self._begin()
+        self.fence, self._version, self._next_sequence = lease.fence, lease.version, lease.next_sequence
+        self._removed_count = lease.next_sequence - lease.message_count
+        self._holder = asyncio.current_task()
+        assert self._holder is not None
+        self._cancelling = self._holder.cancelling()
+        self._helpers = [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._save_as_it_grows())]
+        return self
+
+    async def _begin(self) -> Lease:
+        loop = asyncio.get_running_loop()
+        options = self._options
+        ttl = timedelta(seconds=options.ttl)
+        arguments = (
+            self.session_id,
+            options.owner,
+            ttl,
+            options.user_id,
+            new_id(),
+            options.force,
+            options.max_streams,
+        )
+        give_up_at = loop.time() + options.wait
+        pause = 0.02
+        while True:
+            self._runs_out_at = loop.time() + options.ttl
+            call = asyncio.ensure_future(self._run(lambda c: functions.begin_stream(c, *arguments)))
+            try:
+                return await asyncio.shield(call)
+            except asyncio.CancelledError:
+                await _outlast(self._give_back(call))
+                raise
+            except StreamBusy:
+                left = give_up_at - loop.time()
+                if left <= 0:
+                    raise
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))
+            pause = min(pause * 2, 1.0)
+
+    async def _keep_lease(self) -> None:
+        try:
+            async with asyncio.timeout_at(self._runs_out_at) as lease:
+                renewed = True
+                while True:
+                    await asyncio.sleep(self._options.ttl / 3 if renewed else min(self._options.ttl / 20, 1.0))
+                    renewed = await self._renew()
+                    lease.reschedule(self._runs_out_at)
+        except TimeoutError:
+            self._end(
+                StaleFence(
+                    "the stream's lease ran out: it could not be renewed in time",
+                    detail={"session_id": self.session_id, "fence": self.fence},
+                    hint="Stop this writer; begin a new stream to go on",
+                )
+            )
+        except Exception as error:
+            self._end(error)
+
+    async def _renew(self) -> bool:
+        ttl = timedelta(seconds=self._options.ttl)
+        runs_out_at = asyncio.get_running_loop().time() + self._options.ttl  # from before the call: never too late
+        try:
+            async with asyncio.timeout(min(self._options.ttl / 3, _RENEWAL)):
+                await self._run_apart(lambda c: functions.renew_stream(c, self.session_id, self.fence, ttl))
+        except _MAY_PASS as error:
+            log.warning("session %s: the stream's lease was not renewed yet: %r", self.session_id, error)
+            return False
+        self._runs_out_at = runs_out_at
+        return True
+
+    def _end(self, error: Exception) -> None:
+        """Tell the holder that it cannot go on, as asyncio.timeout does it."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        self.lost = isinstance(error, StaleFence | SessionNotFound)
+        if not self._leaving and self._holder is not None and asyncio.current_task() is not self._holder:
+            self._cancelled = self._holder.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Save the rest, and give the lease back."""
+        self._leaving = True
+        heartbeat, saving = self._helpers
+        saving.cancel()
+        try:
+            if not self.lost:
+                await _outlast(self._close(None if kind is None else _CLOSING))
+        except Exception as unsaved:
+            if kind is None and self._failure is None:
+                raise
+            log.warning("session %s: the end of the stream was not saved: %r", self.session_id, unsaved)
+        finally:
+            heartbeat.cancel()
+            await asyncio.wait(self._helpers, timeout=_CLOSING)
+
+        # Somebody else who cancelled, too, goes first.
+        others = self._cancelled and self._holder is not None and self._holder.uncancel() > self._cancelling
+        if self._failure is not None and (kind is None or (kind is asyncio.CancelledError and not others)):
+            raise self._failure from error
+
+    async def _close(self, seconds: float | None) -> None:
+        try:
+            if self._failure is None:
+                self._close_message()
+                async with asyncio.timeout(seconds):
+                    await self.flush()
+        finally:
+            await self._give_back()
+
+    async def _give_back(self, begin: Awaitable[Lease] | None = None) -> None:
+        """End the lease; with ``begin``, the one that this call may get. If that fails, it runs out by itself."""
+        try:
+            async with asyncio.timeout(_CLOSING):
+                fence = self.fence if begin is None else (await begin).fence
+                await self._run(lambda c: functions.end_stream(c, self.session_id, fence))
+        except _MAY_PASS as error:
+            log.warning("session %s: the stream's lease was not given back: %r", self.session_id, error)
+        except ChatLedgerError:
+            pass  # refused: there is no lease
+
+    # The growing messages
+
+    async def _save_as_it_grows(self) -> None:
+        try:
+            while True:
+                await self._grown.wait()
+                try:
+                    await self.flush()
+                except _MAY_PASS as error:
+                    log.warning("session %s: the growing message is not saved yet: %r", self.session_id, error)
+                    self._grown.set()
+                    await asyncio.sleep(0.1)
+                await asyncio.sleep(self._options.flush_interval)
+        except Exception as error:
+            self._end(error)
+
+    def _close_message(self) -> None:
+        if self._messages:
+            self._messages[-1].closed = True
+
+    async def _flush(self) -> None:
+        # What was sent and not answered may be stored: it goes first, as it was; the next change starts from it.
+        if self._unanswered is not None:
+            await self._send(self._unanswered)
+        if (save := self._next_save()) is not None:
+            await self._send(save)
+
+    async def _send(self, save: _Save) -> None:
+        self._unanswered = save
+        outcome = await self._write(functions.save_session, *save.arguments)
+        self._unanswered = None
+        self._settle(save, outcome)
+
+    def _next_save(self) -> _Save | None:
+        self._grown.clear()
+        messages: list[str] = []
+        amendments: list[str] = []
+        bodies: dict[GrowingMessage, dict[str, Any]] = {}
+        for message in self._messages:
+            body, before = message.body(), self._saved.get(message)
+            if body is None or body == before:
+                continue
+            bodies[message] = body
+            if before is None:
+                new = {"message_id": message.message_id, "role": "assistant"} | body
+                messages.append(encode_message({k: v for k, v in new.items() if v != {}}, len(messages)))
+            else:
+                amendment = intent.amendment(message.message_id, before, body)
+                amendments.append(encode_object(amendment, "amendment"))
+        counted = [message for message in self._messages if message.closed and message.usage is not None]
+        usage = [
+            encode_object({"usage_id": m.completion_id or m.message_id, **m.usage.model_dump()}, "usage")
+            for m in counted
+            if m.usage is not None
+        ]
+        if not bodies and not counted:
+            return None
+        arguments = (
+            self.session_id,
+            self._options.user_id,
+            self._version,
+            "{}",
+            messages,
+            amendments,
+            usage,
+            self.fence,
+        )
+        return _Save(arguments, bodies, counted)
+
+    def _settle(self, save: _Save, outcome: intent.Outcome) -> None:
+        self._saved |= save.bodies
+        for message in save.counted:
+            message.usage = None
+        for message in [m for m in self._messages if m.closed and m.usage is None and m.body() == self._saved.get(m)]:
+            self._messages.remove(message)
+            self._saved.pop(message, None)
+        self._version, self._next_sequence = outcome.session.version, outcome.session.next_sequence
+        self._removed_count = outcome.session.next_sequence - outcome.session.message_count
+
+    async def _write(self, call: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return await self._run(lambda c: call(c, *arguments))
+        except (StaleFence, SessionNotFound) as error:
+            self._end(error)
+            raise
+
+
+async def _outlast(work: Coroutine[Any, Any, None]) -> None:
+    """Do a piece of work to its end also when the caller is cancelled meanwhile, for a bounded time."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=2 * _CLOSING)
+        raise
+    finally:
+        task.cancel()

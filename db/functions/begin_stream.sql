@@ -1,0 +1,101 @@
+-- begin_stream(p_session_id, p_owner, p_ttl, p_user_id, p_stream_id, p_force, p_max_streams)
+--     -> (fence, expires_at, version, next_sequence, message_count), one row
+--
+-- Takes the lease of a session's one stream. The holder passes the fence to every write, renews the lease before it runs
+-- out, and ends it. A lease that ran out is free; its holder's writes are refused from then on. The database's clock
+-- decides, nobody else's.
+--
+-- p_owner        who streams, for people: host and process, say
+-- p_ttl          for how long, up to a day
+-- p_user_id      who asks; null: a trusted caller
+-- p_stream_id    the caller's id for this stream, chosen before the first try; null: generated, and a call whose answer got
+--                lost cannot be repeated
+-- p_force        take over a lease that is held
+-- p_max_streams  at most so many live streams of the session's user; a session of nobody's has no limit. Exact under READ
+--                COMMITTED, where the count sees what was committed while it waited
+--
+-- The lease is no part of the session's content: taking, renewing and ending it leave version and updated_at alone, so they
+-- wake no follower and spoil no cache. version, next_sequence and message_count say where the session is.
+-- Idempotent: the same p_stream_id again, while it holds the lease, returns the same fence.
+-- Lock:   the session's row; then, with p_max_streams, the user's streams. In this order, so that whoever has the user's
+--         lock waits for nothing of ours any more.
+-- Raises: CL001 session not found, CL006 stream busy, CL008 invalid argument, CL013 too many streams; 40001.
+-- Example: select fence from chatledger.begin_stream('s1', 'host-1:4711', '1 minute');
+create or replace function chatledger.begin_stream(
+    p_session_id text,
+    p_owner text,
+    p_ttl interval default '1 hour',
+    p_user_id text default null,
+    p_stream_id text default null,
+    p_force boolean default false,
+    p_max_streams integer default null
+)
+returns table (fence bigint, expires_at timestamptz, version bigint, next_sequence integer, message_count integer)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+#variable_conflict use_column
+declare
+    v_session chatledger.sessions;
+    v_count   bigint;
+    v_now     timestamptz;
+begin
+    if p_owner is null or char_length(p_owner) not between 1 and 255 then
+        perform chatledger.raise_invalid_argument('owner', 'must have 1 to 255 characters');
+    end if;
+    if char_length(p_stream_id) not between 1 and 255 then
+        perform chatledger.raise_invalid_argument('stream_id', 'must have 1 to 255 characters, or be null');
+    end if;
+    if p_max_streams < 1 then
+        perform chatledger.raise_invalid_argument('max_streams', 'must be 1 or more, or null for no limit');
+    end if;
+    perform chatledger.check_ttl(p_ttl);
+
+    v_session := chatledger.lock_session(p_session_id, p_user_id);
+    v_now := clock_timestamp();
+
+    if v_session.stream_expires_at > v_now and v_session.stream_id = p_stream_id then
+        -- A retry: the answer to the first try got lost.
+        return query select v_session.stream_fence, v_session.stream_expires_at, v_session.version,
+            v_session.next_sequence, v_session.next_sequence - v_session.removed_count;
+        return;
+    end if;
+    if v_session.stream_expires_at > v_now and not coalesce(p_force, false) then
+        raise exception using
+            errcode = 'CL006',
+            message = format('session "%s" is streamed by %s', p_session_id, v_session.stream_owner),
+            detail = jsonb_build_object('session_id', p_session_id, 'owner', v_session.stream_owner,
+                'expires_at', v_session.stream_expires_at)::text,
+            hint = 'Wait until that stream has ended or its lease has run out, or take it over by force.';
+    end if;
+
+    if p_max_streams is not null and v_session.user_id is not null then
+        perform pg_advisory_xact_lock(hashtextextended('chatledger.streams ' || v_session.user_id, 0));
+        select count(*) into v_count
+        from chatledger.sessions as s
+        where s.user_id = v_session.user_id and s.stream_id is not null and s.stream_expires_at > v_now
+            and s.id <> p_session_id;
+        if v_count >= p_max_streams then
+            raise exception using
+                errcode = 'CL013',
+                message = format('the user has %s streams already, of at most %s', v_count, p_max_streams),
+                detail = jsonb_build_object('session_id', p_session_id, 'streams', v_count,
+                    'max_streams', p_max_streams)::text,
+                hint = 'Wait until one of them has ended.';
+        end if;
+    end if;
+
+    return query
+        update chatledger.sessions as s
+        set stream_id = coalesce(p_stream_id, gen_random_uuid()::text), stream_owner = p_owner,
+            stream_fence = s.stream_fence + 1, stream_began_at = v_now, stream_expires_at = v_now + p_ttl
+        where s.id = p_session_id
+        returning s.stream_fence, s.stream_expires_at, s.version, s.next_sequence, s.next_sequence - s.removed_count;
+end
+$function$;
+
+revoke all on function chatledger.begin_stream(text, text, interval, text, text, boolean, integer) from public;
+grant execute on function chatledger.begin_stream(text, text, interval, text, text, boolean, integer) to chatledger_writer;
+comment on function chatledger.begin_stream(text, text, interval, text, text, boolean, integer) is
+    'Takes the lease of a session''s one stream; returns its fence.';
