@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -115,6 +116,33 @@ async def add_call(connection: Connection, tool_call: Any, **named: Any) -> asyn
 
 async def truncate(connection: Connection, from_sequence: int, session_id: str = "s1") -> asyncpg.Record:
     return await one(connection, "select * from chatledger.truncate_session($1, $2)", session_id, from_sequence)
+
+
+async def begin_stream(
+    connection: Connection,
+    owner: str | None = "o",
+    ttl: timedelta | None = timedelta(hours=1),
+    *,
+    session_id: str | None = "s1",
+    **more: Any,
+) -> asyncpg.Record:
+    return await one(
+        connection,
+        "select * from chatledger.begin_stream($1, $2, $3, p_stream_id => $4, p_force => $5, p_max_streams => $6)",
+        session_id,
+        owner,
+        ttl,
+        more.get("stream_id"),
+        more.get("force"),
+        more.get("max_streams"),
+    )
+
+
+async def run_out(connection: Connection, session_id: str = "s1") -> None:
+    """The session's lease runs out now."""
+    await connection.execute(
+        "update chatledger.sessions set stream_expires_at = clock_timestamp() where id = $1", session_id
+    )
 
 
 async def header(connection: Connection, session_id: str = "s1") -> Json:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FILES = sorted((sql_folder() / "functions").glob("*.sql"))
 VIEW_FILES = sorted((sql_folder() / "views").glob("*.sql"))
 TABLES = ["sessions", "messages", "usage_records", "added_tool_calls", "migrations"]
-VIEWS = {"session_holders", "session_overview", "transcript"}
+VIEWS = {"active_streams", "session_holders", "session_overview", "transcript"}
 READING = {
     "get_messages",
     "list_sessions",
@@ -34,10 +34,13 @@ WRITING = {
     "add_tool_call",
     "amend_message",
     "append_messages",
+    "begin_stream",
     "create_session",
     "delete_session",
+    "end_stream",
     "fork_session",
     "record_usage",
+    "renew_stream",
     "save_session",
     "truncate_session",
     "update_session",
@@ -152,6 +155,9 @@ LIFE = [
     "select chatledger.update_session('s1', p_title => 'T', p_metadata => '{\"a\": 1}')",
     "select chatledger.record_usage('s1', 'use', 1, 1)",
     'select chatledger.save_session(\'s1\', p_read_version => 1, p_header => \'{"title": {"from": "T"}}\')',
+    "select chatledger.begin_stream('s1', 'o', p_stream_id => 'x', p_max_streams => 1)",
+    "select chatledger.renew_stream('s1', 1)",
+    "select chatledger.end_stream('s1', 1)",
     "select chatledger.fork_session('s1', 's2')",
     "select chatledger.truncate_session('s1', 0)",
     "select chatledger.delete_session('s1')",
@@ -404,6 +410,9 @@ async def test_leading_arguments_are_the_contracts(connection: Connection) -> No
     )
     arguments = {row["proname"]: row["arguments"] for row in rows}
     for name, leading in {
+        "begin_stream": "p_session_id text, p_owner text, p_ttl interval",
+        "renew_stream": "p_session_id text",
+        "end_stream": "p_session_id text",
         "append_messages": "p_session_id text, p_messages jsonb[], p_user_id text DEFAULT NULL::text, "
         "p_expected_sequence integer DEFAULT NULL::integer, p_fence bigint DEFAULT NULL::bigint",
         "create_session": "p_session_id text, p_user_id text",
