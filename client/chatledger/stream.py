@@ -110,8 +110,7 @@ class Stream:
             StaleFence, SessionNotFound: The lease is lost.
             ChatLedgerError: The ledger refused what was fed before.
         """
-        if self._failure is not None:
-            raise self._failure
+        self._check()
         if is_empty(chunk):
             return
         if not self._messages or not self._messages[-1].takes(chunk):
@@ -228,6 +227,10 @@ class Stream:
         self._runs_out_at = runs_out_at
         return True
 
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
     def _end(self, error: Exception) -> None:
         """Tell the holder that it cannot go on, as asyncio.timeout does it."""
         if self._failure is not None:
@@ -301,6 +304,7 @@ class Stream:
             self._messages[-1].closed = True
 
     async def _flush(self) -> None:
+        self._check()
         # What was sent and not answered may be stored: it goes first, as it was; the next change starts from it.
         if self._unanswered is not None:
             await self._send(self._unanswered)
@@ -360,8 +364,7 @@ class Stream:
         self._removed_count = outcome.session.next_sequence - outcome.session.message_count
 
     async def _write(self, call: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
-        if self._failure is not None:
-            raise self._failure
+        self._check()
         try:
             return await self._run(lambda c: call(c, *arguments))
         except (StaleFence, SessionNotFound) as error:
