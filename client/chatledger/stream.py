@@ -194,7 +194,7 @@ class Stream:
                 if left <= 0:
                     raise
             await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))
-            pause = min(pause * 2, 1.0)
+            pause = min(pause * 2, 0.25)
 
     async def _keep_lease(self) -> None:
         try:
