@@ -22,7 +22,7 @@ begin
         v_release := chatledger.version();
     end if;
     if string_to_array(v_release, '.')::integer[] > string_to_array('0.1.0', '.')::integer[]
-        or exists (select from chatledger.migrations where number > 2)
+        or exists (select from chatledger.migrations where number > 3)
     then
         raise exception using errcode = 'CL012',
             message = format('the database has release %s, newer than this chatledger (0.1.0)', v_release),
@@ -32,7 +32,8 @@ begin
     from chatledger.migrations as applied
     join (values
             (1, '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509'),
-            (2, 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083')
+            (2, 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083'),
+            (3, '11a1b1188443ef5c47f16bdb387691d95940f28713f0fa0d98073e2cda288b67')
     ) as known (number, checksum) using (number)
     where applied.checksum <> known.checksum;
     if found then
@@ -54,6 +55,12 @@ select not exists (select from chatledger.migrations where number = 2) as pendin
 insert into chatledger.migrations (number, name, checksum)
 values (2, '0002_streams', 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083');
 \endif
+select not exists (select from chatledger.migrations where number = 3) as pending \gset
+\if :pending
+\ir migrations/0003_following.sql
+insert into chatledger.migrations (number, name, checksum)
+values (3, '0003_following', '11a1b1188443ef5c47f16bdb387691d95940f28713f0fa0d98073e2cda288b67');
+\endif
 \ir functions/add_tool_call.sql
 \ir functions/amend_message.sql
 \ir functions/append_messages.sql
@@ -66,6 +73,7 @@ values (2, '0002_streams', 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb
 \ir functions/delete_session.sql
 \ir functions/end_stream.sql
 \ir functions/extra_with_nulls.sql
+\ir functions/follow_session.sql
 \ir functions/fork_session.sql
 \ir functions/get_messages.sql
 \ir functions/header_of.sql
@@ -77,6 +85,7 @@ values (2, '0002_streams', 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb
 \ir functions/message_columns.sql
 \ir functions/message_hash.sql
 \ir functions/message_problem.sql
+\ir functions/notify_followers.sql
 \ir functions/page_start.sql
 \ir functions/patched_body.sql
 \ir functions/purge_sessions.sql
@@ -89,6 +98,7 @@ values (2, '0002_streams', 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb
 \ir functions/renew_stream.sql
 \ir functions/same_value.sql
 \ir functions/save_session.sql
+\ir functions/session_channel.sql
 \ir functions/status.sql
 \ir functions/store_amended.sql
 \ir functions/store_header.sql

@@ -30,6 +30,7 @@ from chatledger.errors import (
     TooManyStreams,
     UsageConflict,
 )
+from chatledger.follow import SessionEvent
 from chatledger.ledger import ChatLedger
 from chatledger.migrations import migrate
 from chatledger.models import (
@@ -66,6 +67,7 @@ __all__ = [
     "Problem",
     "Repair",
     "SequenceConflict",
+    "SessionEvent",
     "SessionHeader",
     "SessionIdConflict",
     "SessionNotFound",

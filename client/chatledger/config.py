@@ -18,6 +18,11 @@ class Settings(BaseSettings):
 
     database_url: str | None = None
     """Where Postgres is. Without it, an embedded Postgres runs on :attr:`data_dir`."""
+    listen_url: str | None = None
+    """Where to LISTEN for those who follow, when that is not where Postgres is: its own address, when
+    :attr:`database_url` is a pgbouncer's."""
+    follow_ttl: float = Field(default=60.0, ge=0.01, le=3600)
+    """For how many seconds a follower asks for notifications at a time. After half of that it looks by itself."""
     redis_url: str | None = None
     """Where Redis or Valkey is, for the session cache. Without it, everything works without a cache."""
     session_ttl: float = Field(default=43_200.0, gt=0)

@@ -143,10 +143,24 @@ class Changes:
 
 
 async def read_changes(
-    connection: Connection, session_id: str, user_id: str | None, since: tuple[int, int] | None
+    connection: Connection,
+    session_id: str,
+    user_id: str | None,
+    since: tuple[int | None, int] | None,
+    limit: int | None = None,
 ) -> Changes | None:
-    """Read what changed since a version and next_sequence; None when the session is missing or not this user's."""
-    rows = await connection.fetch(f"{_READ}($1, $2, $3, $4)", session_id, user_id, *(since or (None, None)))
+    """Read what changed since a version and next_sequence; None when the session is missing or not this user's.
+
+    With a limit, only the first so many of the new messages. Since no version but a sequence: only the messages from
+    there on.
+    """
+    rows = await connection.fetch(
+        f"{_READ}($1, $2, $3, $4, null, $5)",
+        session_id,
+        user_id,
+        *(since or (None, None)),
+        limit,
+    )
     if not rows:
         return None
     return Changes(
@@ -161,6 +175,21 @@ def session_of(
 ) -> ChatSession:
     """Return the session with this header, as JSON has it, and these messages; their bodies, if they are at hand."""
     return _header(ChatSession, header, bodies, messages=messages)
+
+
+def header_of(header: dict[str, Any]) -> SessionHeader:
+    """Return this header, as JSON has it, without messages."""
+    return _header(SessionHeader, header)
+
+
+async def follow_session(
+    connection: Connection, session_id: str, user_id: str | None, ttl: timedelta, echo: bool = False
+) -> tuple[str, timedelta]:
+    """Return the channel to LISTEN on, and for how long the session is watched."""
+    row = await _row(
+        connection, "select * from chatledger.follow_session($1, $2, $3, $4)", session_id, user_id, ttl, echo
+    )
+    return row["channel"], row["watched_for"]
 
 
 async def read_bodies(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +19,7 @@ from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
 from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object
 from chatledger.errors import ChatLedgerError
+from chatledger.follow import Listener, SessionEvent, follow, listening_connection
 from chatledger.migrations import migrate
 from chatledger.models import (
     AmendReceipt,
@@ -81,6 +82,7 @@ class ChatLedger:
         self._servers: EmbeddedServers | None = None
         self._redis_url = redis_url or self._settings.redis_url
         self._cache: SessionCache | None = None
+        self._listener: Listener | None = None
         self._opening = asyncio.Lock()
 
     async def open(self) -> Self:
@@ -125,7 +127,10 @@ class ChatLedger:
         pools, self._pool, self._heartbeat_pool = (self._pool, self._heartbeat_pool), None, None
         servers, self._servers = self._servers, None
         cache, self._cache = self._cache, None
+        listener, self._listener = self._listener, None
         self._database = self._heartbeats = None
+        if listener is not None:
+            await listener.close()
         if cache is not None:
             await cache.close()
         for pool in pools:
@@ -620,6 +625,49 @@ class ChatLedger:
             self._settings.flush_interval if flush_interval is None else flush_interval,
         )
         return Stream(self._run, self._run_apart, options)
+
+    # Following
+
+    def follow(
+        self, session_id: str, *, after: int = -1, user_id: str | None = None
+    ) -> AsyncGenerator[SessionEvent, None]:
+        """Yield a session's messages after a sequence, each once and in order, then what happens, as it is committed.
+
+        It goes on until the session is deleted: through lost notifications, lost connections and restarts of Postgres,
+        however long they take. Only the first look fails like any other call. Leave the loop when you like; to go on
+        later, pass the sequence of the last message that you had. A message that was amended before it was yielded
+        comes once, as it is now.
+
+        All followers of a ledger share one connection to LISTEN on, besides the pool; on a pool of the caller's it is
+        one of the pool's. Where notifications do not arrive, as through pgbouncer's transaction pooling, followers
+        poll, and the log (``chatledger.follow``) says so; ``listen_url`` in the settings names another way to Postgres.
+
+        Example:
+            >>> async for event in ledger.follow(session.session_id, after=last_seen):
+            ...     if event.kind == "appended":
+            ...         print(event.sequence, event.message.content)
+
+        Args:
+            session_id: Which one.
+            after: The last sequence that the caller has; -1: none. What happened to earlier messages until now
+                (amended, removed) is not told.
+            user_id: Who asks.
+
+        Raises:
+            SessionNotFound: No such session.
+            ChatLedgerError: The ledger was closed meanwhile; or it is on a connection of the caller's.
+        """
+        return follow(self._open_listener, clean_text(session_id), after, _clean(user_id))
+
+    async def _open_listener(self) -> Listener:
+        database = await self._open_database()
+        if self._listener is None:
+            source = self.database_url or self._given
+            if not isinstance(source, str | asyncpg.Pool):
+                raise ChatLedgerError("following needs a ledger on a URL or a pool, not on a connection")
+            source = self._settings.listen_url or source
+            self._listener = Listener(lambda: listening_connection(source), database, self._settings.follow_ttl)
+        return self._listener
 
     # For operators
 

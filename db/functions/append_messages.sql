@@ -31,13 +31,15 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
-    v_first      integer;
-    v_updated_at timestamptz;
-    v_now        timestamptz;
-    v_new        jsonb[] := p_messages;
-    v_inserted   integer;
-    v_index      integer;
-    v_conflict   text;
+    v_first         integer;
+    v_updated_at    timestamptz;
+    v_watched_until timestamptz;
+    v_now           timestamptz;
+    v_version       bigint;
+    v_new           jsonb[] := p_messages;
+    v_inserted      integer;
+    v_index         integer;
+    v_conflict      text;
 begin
     if array_ndims(p_messages) is distinct from 1 then
         perform chatledger.check_messages(p_messages);
@@ -46,16 +48,16 @@ begin
 
     -- From here on nobody else writes to this session. Each step is a statement of its own, so that it sees what was
     -- committed while this one waited for the lock. (This is lock_session without the call, which costs more than the lock.)
-    select s.next_sequence, s.updated_at
-    into v_first, v_updated_at
+    select s.next_sequence, s.updated_at, s.watched_until
+    into v_first, v_updated_at, v_watched_until
     from chatledger.sessions as s
     where s.id = p_session_id and s.deleted_at is null and (p_user_id is null or s.user_id = p_user_id) and p_fence is null
     for no key update;
     if not found then
         -- Bad messages come first among the refusals.
         perform chatledger.check_messages(p_messages);
-        select s.next_sequence, s.updated_at
-        into v_first, v_updated_at
+        select s.next_sequence, s.updated_at, s.watched_until
+        into v_first, v_updated_at, v_watched_until
         from chatledger.lock_session(p_session_id, p_user_id, p_fence) as s;
     end if;
 
@@ -141,7 +143,11 @@ begin
 
         update chatledger.sessions as s
         set next_sequence = s.next_sequence + v_inserted, version = s.version + 1, updated_at = v_now
-        where s.id = p_session_id;
+        where s.id = p_session_id
+        returning s.version into v_version;
+        if v_watched_until is not null then
+            perform chatledger.notify_followers(p_session_id, v_watched_until, v_version);
+        end if;
     end if;
 
     if v_inserted = cardinality(p_messages) then

@@ -13,6 +13,9 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $function$
+declare
+    v_version bigint;
+    v_watched timestamptz;
 begin
     update chatledger.sessions as s
     set deleted_at = clock_timestamp(), version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at),
@@ -22,10 +25,12 @@ begin
         stream_expires_at = null
     where s.id = p_session_id
         and s.deleted_at is null
-        and (p_user_id is null or s.user_id = p_user_id);
+        and (p_user_id is null or s.user_id = p_user_id)
+    returning s.version, s.watched_until into v_version, v_watched;
     if not found then
         return false;
     end if;
+    perform chatledger.notify_followers(p_session_id, v_watched, v_version);
 
     delete from chatledger.messages as m where m.session_id = p_session_id;
     delete from chatledger.usage_records as u where u.session_id = p_session_id;

@@ -1,12 +1,15 @@
--- read_session(p_session_id, p_user_id, p_since_version, p_since_sequence, p_last)
+-- read_session(p_session_id, p_user_id, p_since_version, p_since_sequence, p_last, p_limit)
 --     -> a row with the header in "session", then a row a message, in order of their sequence
 --
 -- A session and its messages, of one moment, in one call. No row at all when the session is missing, deleted or another
 -- user's.
 --
 -- p_since_version, p_since_sequence  the header's version and next_sequence of an earlier read: only what changed since,
---     that is new messages, and earlier ones that were amended or removed (removed = true, without content). Both or none.
--- p_last  only the last so many messages, reaching back like get_messages
+--     that is new messages, and earlier ones that were amended or removed (removed = true, without content). Without
+--     p_since_version: only the messages from p_since_sequence on.
+-- p_last   only the last so many messages, reaching back like get_messages
+-- p_limit  only the first so many of the messages from p_since_sequence on. If there are that many, go on with the version
+--     of this header and the last message's sequence + 1.
 --
 -- Stable, so that all its statements see the snapshot of the calling query.
 -- Raises: CL008 invalid argument.
@@ -16,7 +19,8 @@ create or replace function chatledger.read_session(
     p_user_id text default null,
     p_since_version bigint default null,
     p_since_sequence integer default null,
-    p_last integer default null
+    p_last integer default null,
+    p_limit integer default null
 )
 returns table (
     session jsonb, sequence integer, message_id text, role text, content text, content_parts jsonb, name text,
@@ -31,13 +35,16 @@ as $function$
 #variable_conflict use_column
 declare
     v_session chatledger.sessions;
-    v_start   integer := 0;
+    v_start   integer := coalesce(p_since_sequence, 0);
 begin
     if p_last < 1 then
         perform chatledger.raise_invalid_argument('last', 'must be 1 or more, or null for all');
     end if;
-    if (p_since_version is null) <> (p_since_sequence is null) then
-        perform chatledger.raise_invalid_argument('since_version', 'and since_sequence go together');
+    if p_limit < 1 then
+        perform chatledger.raise_invalid_argument('limit', 'must be 1 or more, or null for all');
+    end if;
+    if p_since_version is not null and p_since_sequence is null then
+        perform chatledger.raise_invalid_argument('since_version', 'needs since_sequence');
     end if;
 
     select s.* into v_session
@@ -51,7 +58,7 @@ begin
         select to_jsonb(chatledger.header_of(v_session)), null::integer, null::text, null::text, null::text, null::jsonb,
             null::text, null::text, null::text, null::jsonb, null::jsonb, null::jsonb, null::integer, null::jsonb,
             null::bigint, null::timestamptz, null::boolean;
-    if v_session.version = p_since_version then
+    if v_session.version = p_since_version and v_session.next_sequence <= p_since_sequence then
         return;
     end if;
 
@@ -63,7 +70,6 @@ begin
             from chatledger.messages as m
             where m.session_id = p_session_id and m.amended_version > p_since_version and m.sequence < p_since_sequence
             order by m.sequence;
-        v_start := p_since_sequence;
     end if;
     if p_last is not null then
         v_start := greatest(v_start, chatledger.page_start(p_session_id, null, p_last));
@@ -75,11 +81,13 @@ begin
             m.created_at, m.removed
         from chatledger.messages as m
         where m.session_id = p_session_id and m.sequence >= v_start and not m.removed
-        order by m.sequence;
+        order by m.sequence
+        limit p_limit;
 end
 $function$;
 
-revoke all on function chatledger.read_session(text, text, bigint, integer, integer) from public;
-grant execute on function chatledger.read_session(text, text, bigint, integer, integer) to chatledger_reader, chatledger_writer;
-comment on function chatledger.read_session(text, text, bigint, integer, integer) is
+revoke all on function chatledger.read_session(text, text, bigint, integer, integer, integer) from public;
+grant execute on function chatledger.read_session(text, text, bigint, integer, integer, integer)
+    to chatledger_reader, chatledger_writer;
+comment on function chatledger.read_session(text, text, bigint, integer, integer, integer) is
     'A session and its messages, or what changed since a version.';

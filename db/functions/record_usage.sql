@@ -68,6 +68,7 @@ begin
         version = s.version + 1, updated_at = v_now
     where s.id = p_session_id
     returning s.* into v_session;
+    perform chatledger.notify_followers(p_session_id, v_session.watched_until, v_session.version);
     return chatledger.header_of(v_session);
 end
 $function$;

@@ -8,6 +8,7 @@ as $function$
 declare
     v_problem text[] := chatledger.message_problem(p_body);
     v_version bigint;
+    v_watched timestamptz;
 begin
     if v_problem is not null then
         raise exception using
@@ -21,7 +22,8 @@ begin
     update chatledger.sessions as s
     set version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at)
     where s.id = p_message.session_id
-    returning s.version into v_version;
+    returning s.version, s.watched_until into v_version, v_watched;
+    perform chatledger.notify_followers(p_message.session_id, v_watched, v_version);
 
     update chatledger.messages as m
     set (role, content, content_parts, name, tool_call_id, refusal, tool_calls, function_call, metadata, duration_ms, extra)

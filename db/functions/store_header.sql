@@ -14,6 +14,7 @@ begin
             version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at)
         where s.id = p_session.id
         returning s.* into v_session;
+        perform chatledger.notify_followers(p_session.id, v_session.watched_until, v_session.version);
     end if;
     return v_session;
 end

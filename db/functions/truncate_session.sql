@@ -51,6 +51,7 @@ begin
             updated_at = greatest(clock_timestamp(), s.updated_at)
         where s.id = p_session_id
         returning s.* into v_session;
+        perform chatledger.notify_followers(p_session_id, v_session.watched_until, v_session.version);
     end if;
     return query select v_removed, v_session.next_sequence, v_session.version;
 end

@@ -22,6 +22,7 @@ VIEW_FILES = sorted((sql_folder() / "views").glob("*.sql"))
 TABLES = ["sessions", "messages", "usage_records", "added_tool_calls", "migrations"]
 VIEWS = {"active_streams", "session_holders", "session_overview", "transcript"}
 READING = {
+    "follow_session",
     "get_messages",
     "list_sessions",
     "message_body",
@@ -166,6 +167,8 @@ READS = [
     "select * from chatledger.read_session('s1')",
     "select * from chatledger.read_session('s1', p_last => 1)",
     "select * from chatledger.read_session('s1', null, 0, 0)",
+    "select * from chatledger.read_session('s1', null, 0, 0, p_limit => 1)",
+    "select * from chatledger.follow_session('s1', p_echo => true)",
     "select * from chatledger.get_messages('s1')",
     "select * from chatledger.get_messages('s1', p_after => -1, p_limit => 1)",
     "select * from chatledger.list_sessions('u1')",
@@ -183,6 +186,9 @@ BAD_READS = [
     ("CL008", "select * from chatledger.get_messages('s1', p_limit => 0)"),
     ("CL008", "select * from chatledger.read_session('s1', p_last => 0)"),
     ("CL008", "select * from chatledger.read_session('s1', null, 1, null)"),
+    ("CL008", "select * from chatledger.read_session('s1', p_limit => 0)"),
+    ("CL001", "select * from chatledger.follow_session('unknown')"),
+    ("CL008", "select * from chatledger.follow_session('s1', p_ttl => '0')"),
     ("CL008", "select * from chatledger.list_sessions('u1', 0)"),
     ("CL008", "select * from chatledger.list_sessions('u1', p_cursor => 'x')"),
     ("CL001", "select * from chatledger.verify_session('unknown')"),
@@ -419,6 +425,7 @@ async def test_leading_arguments_are_the_contracts(connection: Connection) -> No
         "amend_message": "p_session_id text, p_message_id text, p_patch jsonb, "
         "p_expected_version bigint DEFAULT NULL::bigint",
         "add_tool_call": "p_session_id text, p_tool_call jsonb",
+        "follow_session": "p_session_id text, p_user_id text",
         "read_session": "p_session_id text, p_user_id text DEFAULT NULL::text, "
         "p_since_version bigint DEFAULT NULL::bigint",
         "get_messages": "p_session_id text, p_user_id text",

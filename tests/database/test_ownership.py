@@ -24,6 +24,7 @@ CALLS = {
     "save_session": 'select chatledger.save_session(\'s1\', $1, 1, \'{"pinned": {"from": false, "to": true}}\')',
     "record_usage": "select chatledger.record_usage('s1', 'use', 1, 1, p_user_id => $1)",
     "begin_stream": "select chatledger.begin_stream('s1', 'o', p_user_id => $1)",
+    "follow_session": "select chatledger.follow_session('s1', $1)",
     # These do not fail for a session that is not there.
     "read_session": "select chatledger.read_session('s1', $1)",
     "delete_session": "select chatledger.delete_session('s1', $1)",

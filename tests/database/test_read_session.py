@@ -134,14 +134,59 @@ async def test_g10_bad_window_is_refused(connection: Connection, last: int) -> N
         await read(connection, last=last)
 
 
-@pytest.mark.parametrize("arguments", ["1, null", "null, 1"])
-async def test_g10_version_and_sequence_go_together(connection: Connection, arguments: str) -> None:
+async def test_g10_version_without_a_sequence_is_refused(connection: Connection) -> None:
     await new_session(connection)
     with refused("CL008", argument="since_version"):
-        await connection.execute(f"select chatledger.read_session('s1', null, {arguments})")
+        await connection.execute("select chatledger.read_session('s1', null, 1, null)")
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+async def test_g10_bad_limit_is_refused(connection: Connection, limit: int) -> None:
+    await new_session(connection)
+    with refused("CL008", argument="limit"):
+        await connection.execute("select chatledger.read_session('s1', p_limit => $1)", limit)
+
+
+async def test_sequence_without_a_version_is_where_the_messages_start(connection: Connection) -> None:
+    await new_session(connection, users(5))
+    await amend(connection, "m1", {"content": "changed"})
+    rows = await connection.fetch("select * from chatledger.read_session('s1', p_since_sequence => 3)")
+    assert [row["sequence"] for row in rows] == [None, 3, 4]
 
 
 # What changed since
+
+
+async def test_page_after_page_is_every_message_once_and_what_changed_in_between(connection: Connection) -> None:
+    """The next page starts at this page's version, after its last message."""
+    await new_session(connection, users(7))
+    page = "select * from chatledger.read_session('s1', null, $1, $2, p_limit => 3)"
+
+    first = await connection.fetch(page, None, 0)
+    await amend(connection, "m1", {"content": "on the page before"})
+    await amend(connection, "m4", {"content": "on the page that comes"})
+    second = await connection.fetch(page, json.loads(first[0]["session"])["version"], 3)
+    await truncate(connection, 5)
+    await append(connection, [user("m7")])
+    third = await connection.fetch(page, json.loads(second[0]["session"])["version"], 6)
+    last = await connection.fetch(page, json.loads(third[0]["session"])["version"], 8)
+
+    assert [(row["sequence"], row["removed"]) for row in first[1:]] == [(0, False), (1, False), (2, False)]
+    assert [(row["sequence"], row["content"]) for row in second[1:]] == [
+        (1, "on the page before"),
+        (3, "hi"),
+        (4, "on the page that comes"),
+        (5, "hi"),
+    ]
+    assert [(row["sequence"], row["removed"]) for row in third[1:]] == [(5, True), (7, False)]
+    assert last[1:] == []
+
+
+async def test_rest_of_the_pages_is_read_when_nothing_changed_in_between(connection: Connection) -> None:
+    await new_session(connection, users(4))
+    version = (await header(connection))["version"]
+    rows = await connection.fetch("select * from chatledger.read_session('s1', null, $1, 2)", version)
+    assert places_in([dict(row) for row in rows[1:]]) == [2, 3]
 
 
 async def test_nothing_changed_is_a_header_alone(connection: Connection) -> None:

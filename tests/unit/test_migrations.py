@@ -17,8 +17,9 @@ def test_migrations_are_numbered_from_one_without_a_gap() -> None:
 def test_migrations_do_not_call_our_functions() -> None:
     functions = [path.stem for path in definitions() if path.parent.name == "functions"]
     for migration in migrations():
+        sql = re.sub(r"drop function [^;]*;", "", migration.sql)
         for function in functions:
-            assert not re.search(rf"chatledger\.{function}\s*\(", migration.sql), (migration.name, function)
+            assert not re.search(rf"chatledger\.{function}\s*\(", sql), (migration.name, function)
 
 
 def test_version_sql_has_the_release_of_the_package() -> None:

@@ -1,0 +1,327 @@
+"""Following a session: what is in it, then what happens to it, as it is committed.
+
+A follower asks Postgres what changed since it last looked. Notifications only wake it: one that is lost, late or sent
+twice changes latency, never what the follower yields. It pulls, so one that is slow holds nobody up, and nothing grows
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+import asyncpg
+from pydantic import BaseModel, ConfigDict
+
+from chatledger import functions
+from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound
+from chatledger.models import ChatMessage, SessionHeader
+
+if TYPE_CHECKING:
+    from chatledger.connections import Database, Pool
+    from chatledger.functions import Changes, Connection
+
+logger = logging.getLogger("chatledger.follow")
+
+_PAGE = 100
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_PATIENCE = 2.0  # seconds without a sign that notifications arrive, before the log says that there is none
+_CHANGES_OF_OTHERS = {"message_count", "next_sequence", "version", "updated_at"}
+
+
+class SessionEvent(BaseModel):
+    """What happened to a session, by ``kind``.
+
+    - ``appended``: ``message`` comes after all that were yielded before.
+    - ``amended``: ``message``, which was yielded before, is another now.
+    - ``truncated``: the messages from ``sequence`` on, as far as they were yielded before, were removed.
+    - ``header``: title, metadata, pin, status or usage changed.
+    - ``deleted``: the session is gone. Nothing comes after this.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["appended", "amended", "truncated", "header", "deleted"]
+    sequence: int | None = None
+    """The message's; of truncated, the first one that was removed."""
+    message: ChatMessage | None = None
+    session: SessionHeader
+    """The session at that moment; of deleted, as it was last seen."""
+
+
+class _Follower:
+    """What the listener knows of a follower."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.wake = asyncio.Event()
+        self.renew_at = 0.0
+
+
+class Listener:
+    """Wakes the followers of all sessions, over one connection that LISTENs. It is open while anybody follows.
+
+    Notifications may arrive or not: pgbouncer's transaction pooling accepts LISTEN and delivers nothing, Citus notifies
+    on another node. So none is counted on before one has arrived: with a new connection, follow_session is asked for
+    one, over the pool, as all calls go. Until it is there, and when there is no connection, followers poll.
+
+    Args:
+        connect: Gives the connection.
+        database: Where calls run.
+        ttl: For how long a session is watched at a time.
+    """
+
+    def __init__(
+        self, connect: Callable[[], AbstractAsyncContextManager[Connection]], database: Database, ttl: float
+    ) -> None:
+        self.database = database
+        self._ttl = timedelta(seconds=ttl)
+        self.closed = False
+        self._connect = connect
+        self._followers: dict[str, set[_Follower]] = {}
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        # Of the present connection: what it LISTENs to, and whether a notification has arrived.
+        self._listening: set[str] = set()
+        self._heard = False
+        self._silence: asyncio.TimerHandle | None = None
+        self._told = False
+        self._trouble: Exception | None = None
+
+    def add(self, channel: str, follower: _Follower) -> None:
+        """Wake a follower from now on, which has asked for notifications before: also when it must read again."""
+        self._followers.setdefault(channel, set()).add(follower)
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._listen())
+
+    def remove(self, channel: str, follower: _Follower) -> None:
+        """Wake a follower no longer. Does not wait for anything, so that following can end in any way."""
+        self._followers[channel].discard(follower)
+        if not self._followers[channel]:
+            del self._followers[channel]
+        self._changed.set()
+
+    def hears(self, channel: str) -> bool:
+        """Whether a notification on this channel will arrive, as far as one can know."""
+        return self._heard and channel in self._listening
+
+    def distrust(self) -> None:
+        """Count on no notification until one arrives: a follower has found what none had told."""
+        self._count_on_none()
+        self._changed.set()
+
+    async def ask(self, session_id: str, user_id: str | None, *, echo: bool = False) -> tuple[str, timedelta]:
+        """Ask Postgres for a session's notifications; return the channel, and for how long they will be sent."""
+        return await self.database.run(lambda c: functions.follow_session(c, session_id, user_id, self._ttl, echo))
+
+    async def close(self) -> None:
+        """Close the connection. All followers end with an error."""
+        self.closed = True
+        self._wake_all()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _listen(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._followers:
+            self._count_on_none()
+            try:
+                async with self._connect() as connection:
+                    self._trouble, pause = None, _FIRST_PAUSE
+                    await self._stay(connection)
+            except Exception as error:
+                self._trouble = error  # of any kind: followers poll meanwhile
+            self._listening.clear()
+            # What they asked for may be lost as well, by a server that crashed or one that took over.
+            self._wake_all(renew=True)
+            if self._followers:
+                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                pause = min(pause * 2, _LONGEST_PAUSE)
+        self._stop_waiting_for_a_sign()
+        self._task = None
+
+    async def _stay(self, connection: Connection) -> None:
+        """LISTEN for all who follow, until nobody does, or until the connection is not worth keeping."""
+        connection.add_termination_listener(lambda _: self._changed.set())
+        while self._followers and not connection.is_closed():
+            self._changed.clear()
+            for channel in self._followers.keys() - self._listening:
+                await connection.add_listener(channel, self._notified)
+                self._listening.add(channel)
+                self._wake(channel)  # what was committed before this LISTEN was not told
+            for channel in self._listening - self._followers.keys():
+                self._listening.discard(channel)
+                await connection.remove_listener(channel, self._notified)
+            if not self._heard:
+                await self._ask_for_a_sign()
+            try:
+                async with asyncio.timeout(self._ttl.total_seconds() / 2):
+                    await self._changed.wait()
+            except TimeoutError:
+                if not self._heard:
+                    return
+
+    async def _ask_for_a_sign(self) -> None:
+        for channel in self._listening & self._followers.keys():
+            [follower, *_] = self._followers[channel]
+            with suppress(SessionNotFound):
+                await self.ask(follower.session_id, None, echo=True)
+                return
+
+    def _notified(self, connection: object, pid: int, channel: str, payload: object) -> None:
+        if not self._heard:
+            self._heard = True
+            self._stop_waiting_for_a_sign()
+            if self._told:
+                self._told = False
+                logger.info("Notifications arrive: following no longer polls")
+        self._wake(channel)
+
+    def _count_on_none(self) -> None:
+        self._heard = False
+        if self._silence is None:
+            self._silence = asyncio.get_running_loop().call_later(_PATIENCE, self._tell)
+
+    def _stop_waiting_for_a_sign(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "No notifications arrive (%s): following polls. Behind pgbouncer, set listen_url to Postgres's own",
+                self._trouble or "LISTEN was accepted",
+            )
+
+    def _wake(self, channel: str) -> None:
+        for follower in self._followers.get(channel, ()):
+            follower.wake.set()
+
+    def _wake_all(self, *, renew: bool = False) -> None:
+        for followers in self._followers.values():
+            for follower in followers:
+                follower.wake.set()
+                if renew:
+                    follower.renew_at = 0.0
+
+
+async def follow(
+    open_listener: Callable[[], Awaitable[Listener]], session_id: str, after: int, user_id: str | None
+) -> AsyncGenerator[SessionEvent, None]:
+    """Yield what :meth:`ChatLedger.follow` says."""
+    listener = await open_listener()
+    loop = asyncio.get_running_loop()
+    follower = _Follower(session_id)
+
+    async def ask() -> str:
+        channel, watched_for = await listener.ask(session_id, user_id)
+        # When less than half is left, since only then it is extended; and not all followers at the same time.
+        follower.renew_at = loop.time() + watched_for.total_seconds() * random.uniform(0.5, 0.7)
+        return channel
+
+    async def read(since: tuple[int | None, int]) -> Changes | None:
+        try:
+            if loop.time() >= follower.renew_at:
+                await ask()
+            return await listener.database.run(lambda c: functions.read_changes(c, session_id, user_id, since, _PAGE))
+        except SessionNotFound:
+            return None
+
+    # Ask for notifications, LISTEN, then read, in this order: see notify_followers.sql.
+    channel = await ask()
+    listener.add(channel, follower)
+    try:
+        known: SessionHeader | None = None
+        position = max(after, -1) + 1
+        pause = _FIRST_PAUSE
+        unasked = False  # this look is by the clock, while notifications were counted on
+        while True:
+            if listener.closed:
+                raise ChatLedgerError("the ledger was closed", hint="End what follows before you close it")
+            follower.wake.clear()
+            try:
+                changes = await read((known.version if known else None, position))
+            except DatabaseUnavailable:
+                if known is None:
+                    raise
+                await asyncio.sleep(pause)  # and on, for as long as the caller likes
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                continue
+            header = None if changes is None else functions.header_of(changes.header)
+            if known is None:
+                if header is None:
+                    raise SessionNotFound(f'session "{session_id}" not found', detail={"session_id": session_id})
+                known = header
+            elif header is None or not _same_session(known, header):
+                yield SessionEvent(kind="deleted", session=known)
+                return
+            assert changes is not None
+            assert header is not None
+
+            if header.version > known.version:
+                pause = _FIRST_PAUSE
+                if unasked:
+                    listener.distrust()
+            for event in _events(changes, known, header, position):
+                yield event
+            new = [sequence for sequence in changes.messages if sequence >= position]
+            known = header
+            if len(new) >= _PAGE:
+                position = new[-1] + 1
+                continue
+            position = max(position, header.next_sequence)
+
+            unasked = False
+            counted_on = listener.hears(channel) and follower.renew_at > loop.time()
+            try:
+                async with asyncio.timeout_at(follower.renew_at if counted_on else loop.time() + pause):
+                    await follower.wake.wait()
+            except TimeoutError:
+                unasked = counted_on
+                pause = min(pause * 2, _LONGEST_PAUSE)
+    finally:
+        listener.remove(channel, follower)
+
+
+def _same_session(known: SessionHeader, header: SessionHeader) -> bool:
+    """Whether it is not one that was created anew under a purged id, nor from an older backup."""
+    return known.started_at == header.started_at and known.version <= header.version
+
+
+def _events(changes: Changes, known: SessionHeader, header: SessionHeader, position: int) -> Iterator[SessionEvent]:
+    """Tell what changed for somebody who has seen all messages in front of ``position``."""
+    if changes.removed:
+        # Whatever is removed goes with all that was behind it.
+        yield SessionEvent(kind="truncated", sequence=min(changes.removed), session=header)
+    for sequence, message in changes.messages.items():
+        kind: Literal["amended", "appended"] = "amended" if sequence < position else "appended"
+        body = ChatMessage.model_validate(message)
+        yield SessionEvent(kind=kind, sequence=sequence, message=body, session=header)
+    if known.model_dump(exclude=_CHANGES_OF_OTHERS) != header.model_dump(exclude=_CHANGES_OF_OTHERS):
+        yield SessionEvent(kind="header", session=header)
+
+
+@asynccontextmanager
+async def listening_connection(source: str | Pool) -> AsyncIterator[Connection]:
+    """Give a connection to LISTEN on: one of its own to a URL, or one of the caller's pool."""
+    if isinstance(source, str):
+        connection: Connection = await asyncpg.connect(source, statement_cache_size=0)
+    elif source.get_max_size() > 1:
+        connection = await source.acquire()
+    else:
+        raise ChatLedgerError("the pool's only connection is for calls", hint="Set listen_url, or take a larger pool")
+    try:
+        yield connection
+    finally:
+        # Also the pool's: that it LISTENs is nothing for others.
+        with suppress(Exception):
+            await connection.close(timeout=1)
