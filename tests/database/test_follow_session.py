@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from .helpers import append, everything, new_session, refused, users
+from .helpers import append, everything, new_session, refused, until_waiting, users
 
 if TYPE_CHECKING:
     from .helpers import Connect, Connection
