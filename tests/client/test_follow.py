@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,26 @@ def listener_of(ledger: ChatLedger) -> Listener:
     return ledger._listener
 
 
-async def until_it_waits(ledger: ChatLedger, events: Events) -> asyncio.Task[list[SessionEvent]]:
-    """Take the next event in a task, once nothing but a notification can bring it before half a minute is over."""
-    waiting = asyncio.create_task(take(events))
+@asynccontextmanager
+async def waiting_for_next(ledger: ChatLedger, *followed: Events) -> AsyncIterator[list[asyncio.Task[SessionEvent]]]:
+    """Take the next event of each, in tasks that only a notification can wake before half a minute is over."""
+    tasks = [asyncio.create_task(anext(events)) for events in followed]
     await until(lambda: ledger._listener and ledger._listener._heard)
     followers = [one for some in listener_of(ledger)._followers.values() for one in some]
-    await until(lambda: not any(one.wake.is_set() for one in followers))
-    for _ in range(3):  # whoever was polling looks once more, then counts on notifications
-        for one in followers:
-            one.wake.set()
-        await until(lambda: not any(one.wake.is_set() for one in followers))
-        await until(lambda: all(one.wake._waiters for one in followers))  # type: ignore[attr-defined]
-    return waiting
+    assert len(followers) == len(followed)
+    for _ in range(2):  # one that was polling looks once more, then counts on notifications
+        listener_of(ledger)._wake_all()
+        await until(lambda: all(one.wake._waiters and not one.wake.is_set() for one in followers))
+    yield tasks
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def result(task: asyncio.Task[SessionEvent]) -> tuple[str, int | None]:
+    async with asyncio.timeout(20):
+        event = await task
+    return event.kind, event.sequence
 
 
 @pytest.fixture
@@ -265,10 +273,9 @@ async def test_deleted_while_the_history_is_read(ledger: ChatLedger, other: Chat
 
 
 async def test_writers_in_psql_wake_a_follower(ledger: ChatLedger, psql: Psql, session_id: str) -> None:
-    async with aclosing(ledger.follow(session_id)) as events:
-        waiting = await until_it_waits(ledger, events)
+    async with aclosing(ledger.follow(session_id)) as events, waiting_for_next(ledger, events) as [waiting]:
         await psql("select from chatledger.append_messages('s1', array['{\"role\": \"user\"}']::jsonb[])")
-        assert told(await waiting) == [("appended", 0)]
+        assert await result(waiting) == ("appended", 0)
 
 
 async def test_message_of_a_transaction_that_was_open_before_anybody_followed(
@@ -280,9 +287,10 @@ async def test_message_of_a_transaction_that_was_open_before_anybody_followed(
     await transaction.start()
     await ChatLedger(connection).append_messages(session_id, [user("early")])
     async with aclosing(ledger.follow(session_id)) as events:
-        waiting = await until_it_waits(ledger, events)
+        waiting = asyncio.create_task(anext(events))
+        await until(lambda: ledger._listener and ledger._listener._heard)
         await transaction.commit()
-        assert told(await waiting) == [("appended", 0)]
+        assert await result(waiting) == ("appended", 0)
 
 
 async def test_many_sessions_are_followed_over_one_connection(
@@ -323,10 +331,9 @@ async def test_leaving_the_loop_ends_it(
             break
     await until(lambda: gone(connection))
 
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            async for _ in ledger.follow(session_id, after=2):
-                pass
+    waiting = asyncio.create_task(take(ledger.follow(session_id, after=2)))
+    await until(lambda: ledger._listener and ledger._listener._heard)
+    waiting.cancel()
     await until(lambda: gone(connection))
     async with aclosing(ledger.follow(session_id, after=1)) as events:
         assert told(await take(events)) == [("appended", 2)]
@@ -346,19 +353,24 @@ async def test_a_slow_follower_holds_nobody_up(ledger: ChatLedger, other: ChatLe
 # What goes wrong
 
 
+async def end_listening(ledger: ChatLedger, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """End the connection that LISTENs; return when there is another."""
+    await connection.fetch(f"select pg_terminate_backend(pid) from pg_stat_activity where {LISTENING}")
+    await until(lambda: not listener_of(ledger)._heard)
+    await until(lambda: listener_of(ledger)._heard)
+
+
 async def test_connection_that_listens_is_replaced(
     ledger: ChatLedger, other: ChatLedger, connection: asyncpg.Connection[asyncpg.Record], session_id: str
 ) -> None:
     await other.create_session("s2")
     async with aclosing(ledger.follow(session_id)) as one, aclosing(ledger.follow("s2")) as two:
         for number in range(3):
-            waiting = [await until_it_waits(ledger, one), await until_it_waits(ledger, two)]
-            await connection.fetch(f"select pg_terminate_backend(pid) from pg_stat_activity where {LISTENING}")
-            await until(lambda: not listener_of(ledger)._heard)
-            await until(lambda: listener_of(ledger)._heard)
-            for session in (session_id, "s2"):
-                await other.append_messages(session, [user(str(number))])
-            assert [told(await task) for task in waiting] == [[("appended", number)]] * 2
+            async with waiting_for_next(ledger, one, two) as waiting:
+                await end_listening(ledger, connection)
+                for session in (session_id, "s2"):
+                    await other.append_messages(session, [user(str(number))])
+                assert [await result(task) for task in waiting] == [("appended", number)] * 2
     await until(lambda: gone(connection))
 
 
@@ -367,13 +379,12 @@ async def test_what_was_asked_for_is_asked_for_again_on_a_new_connection(
 ) -> None:
     """A server that crashed, or took over, may have lost the watch."""
     async with aclosing(ledger.follow(session_id)) as events:
-        waiting = await until_it_waits(ledger, events)
-        await connection.execute("update chatledger.sessions set watched_until = null")
-        await connection.fetch(f"select pg_terminate_backend(pid) from pg_stat_activity where {LISTENING}")
-        await until(lambda: not listener_of(ledger)._heard)
-        await until(lambda: listener_of(ledger)._heard)
-        assert await connection.fetchval("select watched_until from chatledger.sessions") is not None
-        waiting.cancel()
+        await ledger.create_session("s2")
+        async with aclosing(ledger.follow("s2")) as more, waiting_for_next(ledger, events, more):
+            await connection.execute("update chatledger.sessions set watched_until = null")
+            await end_listening(ledger, connection)
+            watched = "select bool_and(watched_until is not null) from chatledger.sessions"
+            await until(lambda: connection.fetchval(watched))
 
 
 async def test_all_connections_are_replaced(
@@ -410,34 +421,29 @@ async def test_g5_lost_notifications_are_made_up_for(
 
 
 async def test_notifications_are_not_counted_on_once_one_was_lost(
-    impatient: ChatLedger, other: ChatLedger, connection: asyncpg.Connection[asyncpg.Record], session_id: str
+    impatient: ChatLedger,
+    connection: asyncpg.Connection[asyncpg.Record],
+    session_id: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with aclosing(impatient.follow(session_id)) as events:
-        waiting = asyncio.create_task(take(events))
-        await until(lambda: impatient._listener and impatient._listener._heard)
-        listener = listener_of(impatient)
-        distrusted = asyncio.Event()
-        real = listener.distrust
-        listener.distrust = lambda: (distrusted.set(), real())[1]  # type: ignore[method-assign]
-        await connection.execute(
-            "update chatledger.sessions set version = version + 1, title = 'By nobody''s function'"
-        )
-        assert told(await waiting) == [("header", None)]
-        assert distrusted.is_set()
+    distrusted: list[Listener] = []
+
+    async with aclosing(impatient.follow(session_id)) as events, waiting_for_next(impatient, events) as [waiting]:
+        monkeypatch.setattr(Listener, "distrust", lambda listener: distrusted.append(listener))
+        await connection.execute("update chatledger.sessions set version = version + 1, title = 'Past our functions'")
+        assert await result(waiting) == ("header", None)
+    assert distrusted == [listener_of(impatient)]
 
 
 async def test_watch_is_renewed_for_as_long_as_somebody_follows(
     impatient: ChatLedger, connection: asyncpg.Connection[asyncpg.Record], session_id: str
 ) -> None:
-    watched = "select watched_until from chatledger.sessions"
-    async with aclosing(impatient.follow(session_id)) as events:
-        waiting = asyncio.create_task(take(events))
-        seen = set()
+    async with aclosing(impatient.follow(session_id)) as events, waiting_for_next(impatient, events):
+        seen: set[Any] = set()
         async with asyncio.timeout(30):
             while len(seen) < 4:
-                seen.add(await connection.fetchval(watched))
+                seen.add(await connection.fetchval("select watched_until from chatledger.sessions"))
                 await asyncio.sleep(0.01)
-        waiting.cancel()
 
 
 async def test_where_notifications_do_not_arrive_followers_poll_and_the_log_says_so_once(
@@ -497,19 +503,20 @@ async def test_on_a_pool_of_the_callers_one_of_its_connections_listens(
 ) -> None:
     async with asyncpg.create_pool(database_url, min_size=0, max_size=2) as pool:
         ledger = ChatLedger(pool)
-        async with aclosing(ledger.follow(session_id)) as events:
-            waiting = await until_it_waits(ledger, events)
+        async with aclosing(ledger.follow(session_id)) as events, waiting_for_next(ledger, events) as [waiting]:
             await other.append_messages(session_id, [user("0")])
-            assert told(await waiting) == [("appended", 0)]
+            assert await result(waiting) == ("appended", 0)
         # It is the pool's again, though nobody closes the ledger.
 
 
 async def test_a_pool_of_one_is_left_to_the_calls(database_url: str, other: ChatLedger, session_id: str) -> None:
-    async with asyncpg.create_pool(database_url, min_size=0, max_size=1) as pool:
-        async with aclosing(ChatLedger(pool).follow(session_id)) as events:
-            waiting = asyncio.create_task(take(events))
-            await other.append_messages(session_id, [user("0")])
-            assert told(await waiting) == [("appended", 0)]
+    async with (
+        asyncpg.create_pool(database_url, min_size=0, max_size=1) as pool,
+        aclosing(ChatLedger(pool).follow(session_id)) as events,
+    ):
+        waiting = asyncio.create_task(take(events))
+        await other.append_messages(session_id, [user("0")])
+        assert told(await waiting) == [("appended", 0)]
 
 
 async def test_a_connection_of_the_callers_cannot_be_followed_on(
@@ -522,7 +529,8 @@ async def test_a_connection_of_the_callers_cannot_be_followed_on(
 async def test_followers_end_when_their_ledger_is_closed(database_url: str, session_id: str) -> None:
     async with ChatLedger(database_url) as ledger:
         events = ledger.follow(session_id)
-        waiting = await until_it_waits(ledger, events)
+        waiting = asyncio.create_task(anext(events))
+        await until(lambda: ledger._listener and ledger._listener._heard)
     with pytest.raises(ChatLedgerError, match="was closed"):
         await waiting
 
@@ -551,15 +559,15 @@ async def test_following_goes_on_through_a_restart_of_the_server(data_dir: Path)
     async with ChatLedger(url, settings=Settings(retry_deadline=0.05)) as ledger:
         session_id = (await ledger.create_session()).session_id
         async with aclosing(ledger.follow(session_id)) as events:
-            waiting = await until_it_waits(ledger, events)
-            await asyncio.to_thread(servers.close)
-            with pytest.raises(DatabaseUnavailable):
-                await ledger.append_messages(session_id, [user("refused")])
-            servers = await asyncio.to_thread(embedded.start, data_dir)
-            assert servers.database_url == url
-            await ledger.append_messages(session_id, [user("0")])
-            assert told(await waiting) == [("appended", 0)]
-            waiting = await until_it_waits(ledger, events)
-            await ledger.append_messages(session_id, [user("1")])
-            assert told(await waiting) == [("appended", 1)]
+            async with waiting_for_next(ledger, events) as [waiting]:
+                await asyncio.to_thread(servers.close)
+                with pytest.raises(DatabaseUnavailable):
+                    await ledger.append_messages(session_id, [user("refused")])
+                servers = await asyncio.to_thread(embedded.start, data_dir)
+                assert servers.database_url == url
+                await ledger.append_messages(session_id, [user("0")])
+                assert await result(waiting) == ("appended", 0)
+            async with waiting_for_next(ledger, events) as [waiting]:
+                await ledger.append_messages(session_id, [user("1")])
+                assert await result(waiting) == ("appended", 1)
     await asyncio.to_thread(servers.close)
