@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -77,10 +79,59 @@ async def test_json_is_for_scripts(ledger: ChatLedger, database_url: str) -> Non
     assert json.loads((await run(database_url, "status", "--json")).output)["release"]
 
 
-async def test_a_session_that_is_not_there(database_url: str) -> None:
-    ended = await run(database_url, "show", "nope")
+@pytest.mark.parametrize("command", ["show", "follow"])
+async def test_a_session_that_is_not_there(database_url: str, command: str) -> None:
+    ended = await run(database_url, command, "nope")
     assert (ended.code, ended.output) == (1, "")
     assert '"nope" not found' in ended.errors
+
+
+async def test_follow_prints_what_is_there_and_what_comes(ledger: ChatLedger, database_url: str) -> None:
+    await converse(ledger)
+    following = await start(database_url, "follow", "s1", "--after", "0", "--json")
+    assert following.stdout is not None
+
+    async def line() -> Any:
+        return json.loads(await asyncio.wait_for(following.stdout.readline(), 30))  # type: ignore[union-attr]
+
+    assert [(await line())["sequence"] for _ in range(2)] == [1, 2]
+    await ledger.append_messages("s1", [ChatMessage(role="assistant", content="[bold]Oslo it is")])
+    assert (await line())["message"]["content"] == "[bold]Oslo it is"
+    await ledger.update_session("s1", title="Oslo")
+    assert (await line())["session"]["title"] == "Oslo"
+    await ledger.truncate_session("s1", 2)
+    assert [(event["kind"], event["sequence"]) for event in [await line()]] == [("truncated", 2)]
+    await ledger.delete_session("s1")
+    assert (await line())["kind"] == "deleted"
+    assert (await following.wait(), await following.stdout.read()) == (0, b"")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+async def test_follow_ends_cleanly_on_ctrl_c(ledger: ChatLedger, database_url: str, signum: signal.Signals) -> None:
+    await converse(ledger)
+    following = await start(database_url, "follow", "s1")
+    assert following.stdout is not None
+    printed = b""
+    while b"Oslo" not in printed:
+        printed += await asyncio.wait_for(following.stdout.readline(), 30)
+    following.send_signal(signum)
+    _, printed_errors = await following.communicate()
+    assert (following.returncode, printed_errors) == (0, b"")
+    assert "[bold]where to?" in printed.decode()
+
+
+async def test_follow_shows_events_for_people(ledger: ChatLedger, database_url: str) -> None:
+    await converse(ledger)
+    following = await start(database_url, "follow", "s1")
+    assert following.stdout is not None
+    while b"Oslo" not in await asyncio.wait_for(following.stdout.readline(), 30):
+        pass
+    await ledger.update_session("s1", title="[red]Oslo")
+    await ledger.truncate_session("s1", 2)
+    await ledger.delete_session("s1")
+    output, _ = await following.communicate()
+    assert following.returncode == 0
+    assert "the session was deleted" in output.decode()
 
 
 async def test_verify_finds_what_is_wrong(

@@ -1,9 +1,12 @@
-"""Commands on sessions: list, show, verify."""
+"""Commands on sessions: list, show, follow, verify."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+import signal
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from chatledger.cli.common import FOUND_WRONG, Json, app, errors, output, run
+from chatledger.errors import SessionNotFound
+from chatledger.follow import SessionEvent
 from chatledger.ledger import ChatLedger
 from chatledger.models import ChatMessage, ChatSession
 
@@ -63,8 +68,7 @@ def show(
     async def work(ledger: ChatLedger) -> int | None:
         session = await ledger.get_session(session_id, last=last)
         if session is None:
-            errors.print(f'[bold red]error:[/] session "{escape(session_id)}" not found', highlight=False)
-            return FOUND_WRONG
+            return _not_found(session_id)
         if as_json:
             typer.echo(session.model_dump_json())
         else:
@@ -72,6 +76,53 @@ def show(
         return None
 
     run(work)
+
+
+def _not_found(session_id: str) -> int:
+    errors.print(f'[bold red]error:[/] session "{escape(session_id)}" not found', highlight=False)
+    return FOUND_WRONG
+
+
+@app.command()
+def follow(
+    session_id: str,
+    after: Annotated[int, typer.Option(min=-1, help="Only messages after this sequence.")] = -1,
+    as_json: Json = False,
+) -> None:
+    """Print a conversation, and go on as it goes on, until Ctrl-C or until it is deleted."""
+
+    async def work(ledger: ChatLedger) -> int | None:
+        async def print_events() -> None:
+            async for event in ledger.follow(session_id, after=after):
+                if as_json:
+                    typer.echo(event.model_dump_json())
+                else:
+                    output.print(_shown(event))
+
+        printing = asyncio.create_task(print_events())
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(signum, printing.cancel)
+        try:
+            with suppress(asyncio.CancelledError):
+                await printing
+        except SessionNotFound:
+            return _not_found(session_id)
+        return None
+
+    run(work)
+
+
+def _shown(event: SessionEvent) -> Panel | Text:
+    if event.message is not None:
+        return _panel(event.message)
+    if event.kind == "truncated":
+        return Text(f"messages from {event.sequence} on were removed", style="dim")
+    if event.kind == "deleted":
+        return Text("the session was deleted", style="dim")
+    session = event.session
+    return Text(
+        f"{session.title or session.session_id}: {session.status}, {session.usage.total_tokens:,} tokens", style="dim"
+    )
 
 
 def _print_session(session: ChatSession) -> None:
