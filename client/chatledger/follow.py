@@ -250,6 +250,10 @@ async def follow(
             follower.wake.clear()
             try:
                 changes = await read((known.version if known else None, position))
+            except asyncpg.InterfaceError:
+                if not listener.closed:
+                    raise
+                continue  # to the error above: the pool went away under this call
             except DatabaseUnavailable:
                 if known is None:
                     raise

@@ -27,7 +27,7 @@ from chatledger import (
     embedded,
     migrate,
 )
-from chatledger.follow import Listener
+from chatledger.follow import Listener, _Follower
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 Psql = Callable[..., Awaitable[str]]
@@ -63,13 +63,17 @@ def listener_of(ledger: ChatLedger) -> Listener:
     return ledger._listener
 
 
+def followers_of(ledger: ChatLedger) -> list[_Follower]:
+    return [follower for followers in listener_of(ledger)._followers.values() for follower in followers]
+
+
 @asynccontextmanager
 async def waiting_for_next(ledger: ChatLedger, *followed: Events) -> AsyncIterator[list[asyncio.Task[SessionEvent]]]:
     """Take the next event of each, in tasks that only a notification can wake before half a minute is over."""
     tasks = [asyncio.create_task(anext(events)) for events in followed]
-    await until(lambda: ledger._listener and ledger._listener._heard)
-    followers = [one for some in listener_of(ledger)._followers.values() for one in some]
-    assert len(followers) == len(followed)
+    await until(lambda: ledger._listener and len(followers_of(ledger)) == len(followed))
+    await until(lambda: all(map(listener_of(ledger).hears, listener_of(ledger)._followers)))
+    followers = followers_of(ledger)
     for _ in range(2):  # one that was polling looks once more, then counts on notifications
         listener_of(ledger)._wake_all()
         await until(lambda: all(one.wake._waiters and not one.wake.is_set() for one in followers))
