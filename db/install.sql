@@ -67,6 +67,7 @@ values (3, '0003_following', '11a1b1188443ef5c47f16bdb387691d95940f28713f0fa0d98
 \ir functions/apply_amendment.sql
 \ir functions/apply_changes.sql
 \ir functions/begin_stream.sql
+\ir functions/check_changes.sql
 \ir functions/check_messages.sql
 \ir functions/check_ttl.sql
 \ir functions/create_session.sql
@@ -78,6 +79,7 @@ values (3, '0003_following', '11a1b1188443ef5c47f16bdb387691d95940f28713f0fa0d98
 \ir functions/get_messages.sql
 \ir functions/header_of.sql
 \ir functions/is_storable.sql
+\ir functions/json_problem.sql
 \ir functions/list_sessions.sql
 \ir functions/lock_session.sql
 \ir functions/merge_keys.sql

@@ -29,6 +29,9 @@ begin
     if jsonb_typeof(p_metadata) <> 'object' then
         perform chatledger.raise_invalid_argument('metadata', 'must be a JSON object');
     end if;
+    if chatledger.json_problem(p_metadata) is not null then
+        perform chatledger.raise_invalid_argument('metadata', chatledger.json_problem(p_metadata));
+    end if;
 
     insert into chatledger.sessions as s (id, user_id, title, metadata, status, created_at, updated_at)
     values (p_session_id, p_user_id, p_title, coalesce(p_metadata, '{}'), coalesce(p_status, 'active'), v_now, v_now)

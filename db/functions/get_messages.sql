@@ -30,7 +30,7 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
-    v_start integer;
+    v_start bigint;  -- after the largest integer comes nothing, not an overflow
     v_end   integer;
 begin
     if p_limit < 1 then
@@ -47,7 +47,7 @@ begin
         v_start := chatledger.page_start(p_session_id, p_before, p_limit);
         v_end := p_before;
     else
-        v_start := greatest(p_after, -1) + 1;
+        v_start := greatest(p_after, -1)::bigint + 1;
         if p_limit is not null then
             -- The first message after the page, past the tool results that belong to its last one.
             select m.sequence into v_end

@@ -55,6 +55,10 @@ as $function$
         when p_message ? 'duration_ms' and jsonb_typeof(p_message -> 'duration_ms') <> 'null'
             and not p_message -> 'duration_ms' @? 'strict $ ? (@ >= 0 && @ <= 2147483647 && @ == @.floor())' then
             array['duration_ms', 'must be a whole number of milliseconds']
+        when chatledger.json_problem(p_message) is not null then
+            array[coalesce(jsonb_path_query_first(p_message, 'strict $.keyvalue() ? (exists (@.value.**{100})
+                    || exists (@.value.** ? (@ >= 1e1000 || @ <= -1e1000))).key') #>> '{}', ''),
+                chatledger.json_problem(p_message)]
     end
 $function$;
 

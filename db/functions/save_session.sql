@@ -50,6 +50,7 @@ declare
     v_appended  text[] := '{}';
     v_later     jsonb[] := '{}';
 begin
+    perform chatledger.check_changes(p_header, p_amendments, p_usage);
     if coalesce(p_read_version, 0) = 0 then
         perform chatledger.create_session(p_session_id, p_user_id);
     end if;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
+
+from chatledger import ChatLedger, ChatSession, functions
+from chatledger.cached_read import _session, _text
+from chatledger.transfer import export_sessions
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -22,10 +27,12 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 # For properties: the same examples on every run, no files left behind. The examples of a test share its database, so
-# each takes a session of its own.
+# each takes a session of its own. CHATLEDGER_TEST_TORTURE=1: many more, other ones on every run; what fails prints the
+# seed that repeats it.
+TORTURE = os.environ.get("CHATLEDGER_TEST_TORTURE") == "1"
 examples = settings(
-    max_examples=60,
-    derandomize=True,
+    max_examples=1000 if TORTURE else 60,
+    derandomize=not TORTURE,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -185,6 +192,22 @@ async def everything(connection: Connection) -> list[str]:
         for table in tables
         for row in await connection.fetch(f"select to_jsonb(t)::text as row from chatledger.{table} as t order by 1")
     ]
+
+
+async def all_is_readable(connection: Connection) -> None:
+    """Every session can be read in Python, in all ways in which it is read, and goes through JSON unchanged."""
+    assert await connection.fetch("select * from chatledger.verify_session()") == []
+    await connection.fetch("select * from chatledger.transcript")
+    for (session_id,) in await connection.fetch("select id from chatledger.sessions where deleted_at is null"):
+        session = await functions.read_session(connection, session_id, None, None)
+        assert session is not None
+        assert ChatSession.model_validate_json(session.model_dump_json()) == session
+        session.to_openai_messages()
+        changes = await functions.read_changes(connection, session_id, None, None)
+        assert changes is not None
+        copied = _session(changes.header, {place: _text(message) for place, message in changes.messages.items()})
+        assert copied == session
+    assert all([json.loads(line) async for line in export_sessions(ChatLedger(connection))])
 
 
 # Refusals and locks
