@@ -108,7 +108,7 @@ async def _translated(call: Callable[[Connection], Awaitable[Result]], connectio
         raise MigrationError(
             "the database has no chatledger of this release", hint="Run `chatledger migrate` on it"
         ) from error
-    except asyncpg.DataError as error:
+    except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
         raise InvalidArgument(str(error)) from error
     except asyncpg.PostgresError as error:
         ours = from_postgres(error)

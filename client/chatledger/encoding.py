@@ -18,7 +18,13 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", 
 
 
 def clean_text(text: str) -> str:
-    """Replace each NUL and each lone surrogate, which Postgres refuses, by U+FFFD."""
+    """Replace each NUL and each lone surrogate, which Postgres refuses, by U+FFFD.
+
+    Raises:
+        InvalidArgument: It is no string.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgument(f"expected a string, not {type(text).__name__}")
     if text.isascii() and "\0" not in text:
         return text
     if not _is_unicode(text):  # two halves side by side, from two chunks of a stream, are one character

@@ -68,9 +68,12 @@ async def import_lines(
                     report.already_there += len(receipts) - appended
             on_line(line)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(CONCURRENCY):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CONCURRENCY):
+                group.create_task(work())
+    except ExceptionGroup as failed:  # all for one reason: the database went away, or this role may not write
+        raise failed.exceptions[0] from failed
     report.refused.sort()
     return report
 
@@ -117,7 +120,7 @@ async def _import_line(ledger: ChatLedger, line: bytes) -> list[AppendReceipt]:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         conversation = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _LineError(f"not JSON: {error}") from error
     if not isinstance(conversation, dict):
         raise _LineError(f'is a JSON {type(conversation).__name__}; expected an object with "messages"')

@@ -38,6 +38,8 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .helpers import ConnectAs, Connection
 
 # Signatures
@@ -154,7 +156,7 @@ header_changes = st.dictionaries(st.sampled_from(["title", "pinned", "status", "
 )
 
 
-def array_literal(items: list[str | None]) -> str:
+def array_literal(items: Sequence[str | None]) -> str:
     escaped = ["NULL" if i is None else '"' + i.replace("\\", "\\\\").replace('"', '\\"') + '"' for i in items]
     return "{" + ",".join(escaped) + "}"
 

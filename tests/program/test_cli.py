@@ -70,6 +70,18 @@ async def test_list_and_show(ledger: ChatLedger, database_url: str) -> None:
     assert "where to?" not in (await run(database_url, "show", "s1", "--last", "1")).output
 
 
+async def test_what_people_wrote_gives_no_orders_to_the_terminal(ledger: ChatLedger, database_url: str) -> None:
+    order = "\x1b]0;title\x07\x9b2J\r"
+    session = await ledger.create_session(f"s{order}", user_id=f"u{order}", title=f"t{order}")
+    call = {"id": "c1", "function": {"name": f"f{order}", "arguments": order}}
+    answer = ChatMessage(role="assistant", content=[{"type": "text", "text": order}], refusal=order, tool_calls=[call])
+    await ledger.append_messages(session.session_id, [ChatMessage(role="user", content=order, name=order), answer])
+    for arguments in (("list",), ("show", session.session_id), ("show", f"none{order}")):
+        ended = await run(database_url, *arguments)
+        assert not set(ended.output + ended.errors) & set(order) - set("]0;title2J")
+        assert r"\x1b]0;" in ended.output + ended.errors
+
+
 async def test_json_is_for_scripts(ledger: ChatLedger, database_url: str) -> None:
     await converse(ledger)
     [line] = (await run(database_url, "list", "--json")).output.splitlines()

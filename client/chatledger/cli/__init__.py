@@ -12,7 +12,7 @@ import asyncpg
 from rich.text import Text
 
 from chatledger.cli import bench, database, sessions, transfer  # noqa: F401  (each adds its commands)
-from chatledger.cli.common import FAILED, app, errors
+from chatledger.cli.common import FAILED, app, errors, printable
 from chatledger.errors import ChatLedgerError
 
 __all__ = ["app", "main"]
@@ -23,5 +23,5 @@ def main() -> None:
     try:
         app()
     except (ChatLedgerError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        errors.print(Text.assemble(("error: ", "bold red"), printable(str(error))), soft_wrap=True)
         sys.exit(FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -48,6 +49,11 @@ def options(
 ) -> None:
     """A ledger of conversations in Postgres."""
     _settings[:] = [Settings(database_url=database_url)] if database_url else [Settings()]
+
+
+def printable(text: str) -> str:
+    """Return text of somebody's for a terminal: control characters, which could give it orders, as they are written."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda control: f"\\x{ord(control[0]):02x}", text)
 
 
 def settings() -> Settings:

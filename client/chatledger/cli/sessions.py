@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from chatledger.cli.common import FOUND_WRONG, Json, app, errors, output, run
+from chatledger.cli.common import FOUND_WRONG, Json, app, errors, output, printable, run
 from chatledger.errors import SessionNotFound
 from chatledger.follow import SessionEvent
 from chatledger.ledger import ChatLedger
@@ -44,9 +44,9 @@ def list_command(
         for session in page.sessions:
             name = ("* " if session.pinned else "") + (session.title or "")
             table.add_row(
-                escape(session.session_id),
-                escape(session.user_id or ""),
-                escape(name),
+                _escaped(session.session_id),
+                _escaped(session.user_id or ""),
+                _escaped(name),
                 f"{session.message_count:,}",
                 f"{session.updated_at:%Y-%m-%d %H:%M}",
             )
@@ -79,7 +79,7 @@ def show(
 
 
 def _not_found(session_id: str) -> int:
-    errors.print(f'[bold red]error:[/] session "{escape(session_id)}" not found', highlight=False)
+    errors.print(f'[bold red]error:[/] session "{_escaped(session_id)}" not found', highlight=False)
     return FOUND_WRONG
 
 
@@ -120,16 +120,21 @@ def _shown(event: SessionEvent) -> Panel | Text:
     if event.kind == "deleted":
         return Text("the session was deleted", style="dim")
     session = event.session
-    return Text(
-        f"{session.title or session.session_id}: {session.status}, {session.usage.total_tokens:,} tokens", style="dim"
-    )
+    line = f"{session.title or session.session_id}: {session.status}, {session.usage.total_tokens:,} tokens"
+    return Text(printable(line), style="dim")
+
+
+def _escaped(text: str) -> str:
+    return escape(printable(text))
 
 
 def _print_session(session: ChatSession) -> None:
     facts = [f"user {session.user_id}" if session.user_id else "no user", f"{session.message_count} messages"]
     if session.usage.total_tokens:
         facts.append(f"{session.usage.total_tokens:,} tokens")
-    output.print(f"[bold]{escape(session.title or session.session_id)}[/]  {escape(', '.join(facts))}", highlight=False)
+    output.print(
+        f"[bold]{_escaped(session.title or session.session_id)}[/]  {_escaped(', '.join(facts))}", highlight=False
+    )
     for message in session.messages:
         output.print(_panel(message))
 
@@ -137,20 +142,19 @@ def _print_session(session: ChatSession) -> None:
 def _panel(message: ChatMessage) -> Panel:
     parts: list[Any] = []
     if isinstance(message.content, list):
-        parts += [Text(part.get("text") or f"[{part.get('type', 'part')}]") for part in message.content]
+        parts += [Text(printable(str(part.get("text") or f"[{part.get('type', 'part')}]"))) for part in message.content]
     elif message.content:
-        parts.append(Text(message.content))
+        parts.append(Text(printable(message.content)))
     if message.refusal:
-        parts.append(Text(message.refusal, style="italic"))
+        parts.append(Text(printable(message.refusal), style="italic"))
     for call in message.tool_calls or []:
         function = call.get("function") or call.get("custom") or {}
-        parts.append(
-            Text(f"→ {function.get('name')}({function.get('arguments', function.get('input', ''))})", style="bold")
-        )
+        called = f"→ {function.get('name')}({function.get('arguments', function.get('input', ''))})"
+        parts.append(Text(printable(called), style="bold"))
     title = f"{message.sequence}  {message.role}" + (f"  {message.name}" if message.name else "")
     return Panel(
         Group(*parts),
-        title=escape(title),
+        title=_escaped(title),
         title_align="left",
         subtitle=f"{message.created_at:%Y-%m-%d %H:%M:%S}" + ("  amended" if message.amended_version else ""),
         subtitle_align="right",
@@ -171,7 +175,9 @@ def verify(
                 typer.echo(json.dumps(dataclasses.asdict(problem)))
             else:
                 place = f"{problem.session_id}" + (f" {problem.sequence}" if problem.sequence is not None else "")
-                output.print(f"{problem.guarantee}  {place}: {problem.problem}", markup=False, highlight=False)
+                output.print(
+                    f"{problem.guarantee}  {printable(place)}: {problem.problem}", markup=False, highlight=False
+                )
         if not problems:
             errors.print("all is well", highlight=False)
         return FOUND_WRONG if problems else None

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chatledger.cli.common import FOUND_WRONG, Json, app, errors, run
+from chatledger.cli.common import FOUND_WRONG, Json, app, errors, printable, run
 from chatledger.ledger import ChatLedger
 from chatledger.transfer import export_sessions, import_lines
 
@@ -32,7 +32,7 @@ def import_command(
             task = progress.add_task("import", total=file.stat().st_size)
             report = await import_lines(ledger, lines, lambda line: progress.advance(task, len(line)))
         for number, reason in report.refused:
-            errors.print(f"line {number}: {reason}", markup=False, highlight=False, soft_wrap=True)
+            errors.print(f"line {number}: {printable(reason)}", markup=False, highlight=False, soft_wrap=True)
         if as_json:
             refused = [{"line": number, "reason": reason} for number, reason in report.refused]
             typer.echo(json.dumps({**vars(report), "refused": refused}))
