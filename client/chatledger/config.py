@@ -16,14 +16,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CHATLEDGER_", extra="ignore")
 
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)  # there may be a password in it
     """Where Postgres is. Without it, an embedded Postgres runs on :attr:`data_dir`."""
-    listen_url: str | None = None
+    listen_url: str | None = Field(default=None, repr=False)
     """Where to LISTEN for those who follow, when that is not where Postgres is: its own address, when
     :attr:`database_url` is a pgbouncer's."""
     follow_ttl: float = Field(default=60.0, ge=0.01, le=3600)
     """For how many seconds a follower asks for notifications at a time. After half of that it looks by itself."""
-    redis_url: str | None = None
+    redis_url: str | None = Field(default=None, repr=False)
     """Where Redis or Valkey is, for the session cache. Without it, everything works without a cache."""
     session_ttl: float = Field(default=43_200.0, gt=0)
     """For how many seconds the cache keeps a copy of a session after it was last written."""

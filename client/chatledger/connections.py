@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 import asyncpg
 
@@ -117,6 +119,34 @@ async def _translated(call: Callable[[Connection], Awaitable[Result]], connectio
         raise ours from error
 
 
+async def connect(database_url: str, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
+    """Open a connection.
+
+    Raises:
+        InvalidArgument: The URL cannot be read. Does not say why: what was taken for the port may be of the password.
+    """
+    try:
+        return await asyncpg.connect(database_url, **options)
+    except ValueError:
+        raise InvalidArgument(
+            "database_url is not a Postgres URL, postgresql://user:password@host:port/database",
+            detail={"argument": "database_url"},
+            hint="Special characters of a password are percent-encoded: / is %2F",
+        ) from None
+
+
+def without_password(database_url: str) -> str:
+    """Return the URL without its password, for screens, logs and command lines."""
+    url = re.sub(r"://([^:@/]*):[^@/]*@", r"://\1@", database_url)
+    return re.sub(r"(?<=[?&])(ssl)?password=[^&]*&?", "", url)
+
+
+def password_of(database_url: str) -> str | None:
+    """Return the password in a URL, if there is one."""
+    found = re.search(r"[?&]password=([^&]*)", database_url) or re.search(r"://[^:@/]*:([^@/]*)@", database_url)
+    return unquote(found[1]) if found else None
+
+
 async def open_pool(database_url: str, settings: Settings, size: int | None = None) -> Pool:
     """Open a pool that runs no reset query on release: our calls leave nothing behind on a connection."""
     return await asyncpg.create_pool(
@@ -125,6 +155,7 @@ async def open_pool(database_url: str, settings: Settings, size: int | None = No
         max_size=size or settings.pool_size,
         statement_cache_size=100 if settings.prepared_statements else 0,
         reset=_leave_as_is,
+        connect=connect,
     )
 
 

@@ -19,6 +19,7 @@ import asyncpg
 from pydantic import BaseModel, ConfigDict
 
 from chatledger import functions
+from chatledger.connections import connect
 from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound
 from chatledger.models import ChatMessage, SessionHeader
 
@@ -318,7 +319,7 @@ def _events(changes: Changes, known: SessionHeader, header: SessionHeader, posit
 async def listening_connection(source: str | Pool) -> AsyncIterator[Connection]:
     """Give a connection to LISTEN on: one of its own to a URL, or one of the caller's pool."""
     if isinstance(source, str):
-        connection: Connection = await asyncpg.connect(source, statement_cache_size=0)
+        connection: Connection = await connect(source, statement_cache_size=0)
     elif source.get_max_size() > 1:
         connection = await source.acquire()
     else:

@@ -8,7 +8,6 @@ The calls are made up from the signatures of :class:`ChatLedger`, so a new metho
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, InvalidArgument, InvalidMessage, Usage
-from chatledger.encoding import clean_text
+from chatledger import ChatLedger, ChatLedgerError, ChatMessage, Usage
 from tests.database.helpers import all_is_readable, assistant, call, everything, examples, new_session, tool, user
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from chatledger import ChatLedger, ChatMessage, Problem, Settings
-from chatledger.connections import open_pool
-from chatledger.demo import check, full_speed, naive, run_demo, screen, without_password, writers
+from chatledger.connections import open_pool, without_password
+from chatledger.demo import check, full_speed, naive, run_demo, screen, writers
 from chatledger.demo.batches import Writer, make_writer
 from chatledger.demo.progress import Place, Progress
 from chatledger.demo.writers import BATCHES, KILLED_AFTER, Target, WriterFailed

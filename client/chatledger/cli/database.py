@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-import asyncpg
 import typer
 from rich.table import Table
 
 from chatledger.cli.common import Json, app, errors, output, run, settings
+from chatledger.connections import connect, without_password
 from chatledger.ledger import ChatLedger
 from chatledger.migrations import Migration, migrate, pending, plain_script
 
@@ -31,7 +31,7 @@ def migrate_command(
     """Bring the database to this release: missing migrations, then all functions and views, in one transaction."""
 
     async def work(ledger: ChatLedger) -> None:
-        connection = await asyncpg.connect(ledger.database_url)
+        connection = await connect(str(ledger.database_url))
         try:
             if print_sql:
                 typer.echo(plain_script(await pending(connection)))
@@ -58,7 +58,7 @@ def up() -> None:
     """Start the embedded database, print its URL on a line of its own, and keep it running until Ctrl-C."""
 
     async def work(ledger: ChatLedger) -> None:
-        typer.echo(ledger.database_url)
+        typer.echo(without_password(str(ledger.database_url)))
         if settings().database_url is not None:
             errors.print("this is your own server; there is nothing to start", highlight=False)
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import asyncpg
 from rich.console import Console
 
+from chatledger.connections import without_password
 from chatledger.demo import check, full_speed, naive, screen
 from chatledger.demo.progress import Progress
 from chatledger.demo.writers import KILLED_AFTER, Target, make_writers, write_all
@@ -89,7 +89,7 @@ async def show_without(target: Target, console: Console) -> None:
 def _commands(target: Target, psql: Path | None, embedded: bool) -> list[tuple[str, str]]:
     # The embedded psql is on nobody's path.
     program = "psql" if psql is None or shutil.which("psql") else shlex.quote(str(psql))
-    url = shlex.quote(without_password(target.database_url))
+    url = shlex.quote(without_password(target.database_url))  # psql asks for it; the screen may be a log
     query = f"select sequence, role, text, calls from chatledger.transcript where session_id = '{target.session_id}'"
     chatledger = _this_program()
     lines = [
@@ -109,9 +109,3 @@ def _this_program() -> str:
     if shutil.which("chatledger") or started.name != "chatledger":
         return "chatledger"
     return shlex.quote(str(started))
-
-
-def without_password(database_url: str) -> str:
-    """Return the URL without its password, which psql asks for then: the screen may be a log."""
-    url = re.sub(r"://([^:@/]*):[^@/]*@", r"://\1@", database_url)
-    return re.sub(r"(?<=[?&])(ssl)?password=[^&]*&?", "", url)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatledger.connections import password_of, without_password
 from chatledger.demo.batches import Batch, make_writer
 from chatledger.demo.progress import Place, Progress
 from chatledger.errors import ChatLedgerError
@@ -157,7 +158,10 @@ async def write_with_psql(progress: Progress, psql: Path, target: Target) -> Non
     """Write in psql, in plain SQL."""
     # Rows only, unaligned; stop at an error, and tell it in one line; nothing from ~/.psqlrc.
     options = ("-X", "-q", "-A", "-t", "-F", "|", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=terse")
-    async with _running(psql, *options, target.database_url, PGCLIENTENCODING="UTF8") as process:
+    environment = {"PGCLIENTENCODING": "UTF8"}
+    if password := password_of(target.database_url):  # not on the command line, which everybody can see
+        environment["PGPASSWORD"] = password
+    async with _running(psql, *options, without_password(target.database_url), **environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         progress.state = "writing"
