@@ -1,0 +1,243 @@
+"""What goes wrong: each fault strikes once and is over when it returns. Alone, mixed and at any moment of a round."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from random import Random
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from .servers import Trickster
+
+if TYPE_CHECKING:
+    from .rounds import Fault, Rig, Running
+
+# Postgres
+
+
+async def postgres_killed(running: Running) -> None:
+    """Kill the postmaster; the next start recovers."""
+    await _ended_by(signal.SIGKILL, running)
+
+
+async def postgres_restarted_at_once(running: Running) -> None:
+    """An immediate shutdown: no goodbye, no checkpoint."""
+    await _ended_by(signal.SIGQUIT, running)
+
+
+async def postgres_restarted(running: Running) -> None:
+    """A fast shutdown: what runs is rolled back."""
+    await _ended_by(signal.SIGINT, running)
+
+
+async def _ended_by(number: signal.Signals, running: Running) -> None:
+    await running.rig.postgres.end(number)
+    await running.rig.postgres.ready()
+
+
+async def backend_killed(running: Running) -> None:
+    """Kill one backend: Postgres throws out everybody and recovers."""
+    admin = await running.admin()
+    pid = await admin.fetchval("select pid from pg_stat_activity where usename = 'backend' order by random() limit 1")
+    admin.terminate()
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await running.rig.postgres.ready()
+
+
+async def backends_terminated(running: Running) -> None:
+    """End the connections of some writers, in whatever they are doing."""
+    admin = await running.admin()
+    await admin.execute(
+        "select pg_terminate_backend(pid)"
+        " from (select pid from pg_stat_activity where usename = 'backend' order by random() limit 4) as some"
+    )
+    await admin.close()
+
+
+async def answers_lost(running: Running) -> None:
+    """Commit the next calls through the proxy, and lose their answers."""
+    running.rig.proxy.to_lose += running.choice.randrange(1, 4)
+
+
+async def connections_used_up(running: Running) -> None:
+    """Take every connection that Postgres has."""
+    async with contextlib.AsyncExitStack() as stack:
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                taken = await asyncpg.connect(running.rig.postgres.url())
+                stack.callback(taken.terminate)
+        await asyncio.sleep(0.1)
+
+
+async def sessions_locked(running: Running) -> None:
+    """Hold a session's lock for longer than some writers care to wait."""
+    admin = await running.admin()
+    async with admin.transaction():
+        await admin.execute("select from chatledger.sessions where id = $1 for update", running.sessions[0].id)
+        await asyncio.sleep(0.05)
+    await admin.close()
+
+
+async def locked_in_another_order(running: Running) -> None:
+    """Lock the sessions one after the other, some time apart, in an order of our own: into deadlocks."""
+    admin = await running.admin()
+    for _ in range(2):
+        with contextlib.suppress(asyncpg.DeadlockDetectedError):
+            async with admin.transaction():
+                for session in running.choice.sample(running.sessions, len(running.sessions)):
+                    await admin.execute("select from chatledger.sessions where id = $1 for update", session.id)
+                    await asyncio.sleep(0.01)
+    await admin.close()
+
+
+async def clock_stepped_back(running: Running) -> None:
+    """The clock was an hour ahead when the sessions were last written, and is right again."""
+    admin = await running.admin()
+    await admin.execute(
+        "update chatledger.sessions set updated_at = updated_at + interval '1 hour' where id = any($1)",
+        [session.id for session in running.sessions],
+    )
+    await admin.close()
+
+
+async def disk_full(running: Running) -> None:
+    """Leave no room for a while, neither for tables nor for WAL."""
+    ballast = running.rig.ballast
+    assert ballast is not None
+    try:
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free)
+        await asyncio.sleep(0.15)
+    finally:
+        ballast.unlink(missing_ok=True)
+    await running.rig.postgres.ready()
+
+
+async def pgbouncer_killed(running: Running) -> None:
+    """Kill pgbouncer, and start another one."""
+    assert running.rig.pgbouncer is not None
+    running.rig.pgbouncer.restart()
+
+
+# Clients
+
+
+async def client_killed(running: Running) -> None:
+    """Kill a process that writes, and start another one of its kind."""
+    child = running.choice.choice(running.children)
+    child.kill()
+    running.start_like(child)
+
+
+# Redis
+
+
+async def redis_killed(running: Running) -> None:
+    async with running.rig.redis_turn:
+        valkey = running.rig.valkey
+        valkey.kill()
+        await asyncio.sleep(running.choice.random() * 0.1)
+        valkey.start()
+
+
+async def redis_stopped(running: Running) -> None:
+    """Redis takes what it is sent and says nothing."""
+    async with running.rig.redis_turn:
+        running.rig.valkey.pause()
+        await asyncio.sleep(0.1)
+        running.rig.valkey.resume()
+
+
+async def redis_flushed(running: Running) -> None:
+    async with running.rig.redis_turn:
+        running.rig.valkey.redis.flushall()
+
+
+async def redis_out_of_memory(running: Running) -> None:
+    async with running.rig.redis_turn:
+        running.rig.valkey.redis.config_set("maxmemory", "1")
+        await asyncio.sleep(0.1)
+        running.rig.valkey.redis.config_set("maxmemory", "0")
+
+
+async def redis_holds_garbage(running: Running) -> None:
+    """Somebody wrote over the copies: whole ones, and single fields."""
+    async with running.rig.redis_turn:
+        redis = running.rig.valkey.redis
+        for session in running.sessions:
+            key = f"chat:session:{session.id}"
+            match running.choice.randrange(4):
+                case 0:
+                    redis.set(key, b"\x00\xff")
+                case 1 if redis.exists(key):
+                    redis.hset(key, "0", '{"role": "user", "content": "never said"')
+                case 2 if redis.exists(key):
+                    redis.hset(key, "version", "99999")
+                case _:
+                    redis.hdel(key, "header", "1")
+
+
+async def redis_holds_an_old_copy(running: Running) -> None:
+    """A copy from some time ago is back, as after a failover to a replica that was behind."""
+    async with running.rig.redis_turn:
+        redis = running.rig.valkey.redis
+        old = {f"chat:session:{s.id}": redis.dump(f"chat:session:{s.id}") for s in running.sessions}
+        await asyncio.sleep(0.1)
+        for key, copy in old.items():
+            if copy is not None:
+                redis.restore(key, 0, copy, replace=True)  # type: ignore[arg-type]
+
+
+async def redis_answers_garbage(running: Running) -> None:
+    """What listens at Redis's address is no Redis."""
+    async with running.rig.redis_turn, Trickster() as trickster:
+        valkey = running.rig.valkey
+        valkey.hand_over_to(trickster)
+        valkey.redis.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0.1)
+        valkey.hand_over_to(valkey)
+
+
+FAULTS: tuple[Fault, ...] = (
+    postgres_killed,
+    postgres_restarted_at_once,
+    postgres_restarted,
+    backend_killed,
+    backends_terminated,
+    answers_lost,
+    connections_used_up,
+    sessions_locked,
+    locked_in_another_order,
+    clock_stepped_back,
+    disk_full,
+    pgbouncer_killed,
+    client_killed,
+    redis_killed,
+    redis_stopped,
+    redis_flushed,
+    redis_out_of_memory,
+    redis_holds_garbage,
+    redis_holds_an_old_copy,
+    redis_answers_garbage,
+)
+
+
+def possible(rig: Rig) -> list[Fault]:
+    """The faults that this machine has all it needs for."""
+    missing = {disk_full} if rig.ballast is None else set()
+    if rig.pgbouncer is None:
+        missing.add(pgbouncer_killed)
+    return [fault for fault in FAULTS if fault not in missing]
+
+
+def mixed(rig: Rig, seed: str) -> list[Fault]:
+    """Some faults for a round: the same for the same seed."""
+    choice = Random(f"faults {seed}")
+    return choice.sample(possible(rig), choice.choice((1, 1, 2, 3, 4)))
