@@ -149,7 +149,7 @@ def password_of(database_url: str) -> str | None:
 
 async def open_pool(database_url: str, settings: Settings, size: int | None = None) -> Pool:
     """Open a pool that runs no reset query on release: our calls leave nothing behind on a connection."""
-    return await asyncpg.create_pool(
+    pool: Pool = await asyncpg.create_pool(  # type: ignore[call-overload]
         database_url,
         min_size=0,
         max_size=size or settings.pool_size,
@@ -157,6 +157,7 @@ async def open_pool(database_url: str, settings: Settings, size: int | None = No
         reset=_leave_as_is,
         connect=connect,
     )
+    return pool
 
 
 async def _leave_as_is(connection: Connection) -> None:

@@ -8,7 +8,6 @@ The calls are made up from the signatures of :class:`ChatLedger`, so a new metho
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -122,30 +121,28 @@ def arguments(method: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.fixture
-async def transaction(connection: Connection) -> AsyncIterator[Callable[[], Any]]:
-    """A ledger with some of everything; begins a transaction that is to be rolled back."""
+async def stocked(connection: Connection) -> Connection:
+    """A connection to a ledger with some of everything."""
     await new_session(connection, [user("m0"), assistant("m1", call("c1")), tool("m2", "c1")])
     await connection.execute("select chatledger.record_usage('s1', 'use1', 1, 2)")
-    yield connection.transaction
+    return connection
 
 
 @pytest.mark.parametrize("method", METHODS)
 @examples
 @given(data=st.data())
-async def test_g10_any_arguments_are_taken_or_refused(
-    connection: Connection, transaction: Callable[[], Any], method: str, data: st.DataObject
-) -> None:
+async def test_g10_any_arguments_are_taken_or_refused(stocked: Connection, method: str, data: st.DataObject) -> None:
     given_arguments = data.draw(arguments(method))
-    outer = transaction()
+    outer = stocked.transaction()
     await outer.start()
     try:
-        before = await everything(connection)
+        before = await everything(stocked)
         try:
-            async with connection.transaction():
-                await getattr(ChatLedger(connection), method)(**given_arguments)
+            async with stocked.transaction():
+                await getattr(ChatLedger(stocked), method)(**given_arguments)
         except (ChatLedgerError, TypeError):
-            assert await everything(connection) == before
+            assert await everything(stocked) == before
         else:
-            await all_is_readable(connection)
+            await all_is_readable(stocked)
     finally:
         await outer.rollback()

@@ -75,14 +75,51 @@ async def test_role_may_call_exactly_its_functions(connection: Connection, role:
     assert sorted(found) == sorted(MAY_CALL[role])
 
 
-async def test_nobody_may_call_an_internal_function_that_writes(connection: Connection) -> None:
+async def test_nobody_may_call_an_internal_function(connection: Connection) -> None:
     found = await names(
         connection,
         f"select rolname || ' ' || proname from pg_proc cross join unnest($1::text[]) as rolname "
-        f"where {IN_SCHEMA} and {INTERNAL} and provolatile = 'v' and has_function_privilege(rolname, oid, 'execute')",
+        f"where {IN_SCHEMA} and {INTERNAL} and has_function_privilege(rolname, oid, 'execute')",
         [*MAY_CALL],
     )
     assert found == []
+
+
+async def test_what_a_reader_may_call_cannot_write(connection: Connection) -> None:
+    """Postgres itself refuses a write in a function that is not volatile."""
+    found = await names(
+        connection,
+        f"select proname from pg_proc where {IN_SCHEMA} and provolatile = 'v' "
+        "and has_function_privilege('chatledger_reader', oid, 'execute')",
+    )
+    assert found == []
+
+
+async def test_privileges_are_the_owners_and_the_three_roles(connection: Connection) -> None:
+    rows = await connection.fetch(
+        """
+        select distinct nullif(acl.grantee, 0)::regrole::text as grantee, acl.is_grantable and acl.grantee <> o.owner
+            as passes_on
+        from (
+            select proacl as acl, proowner as owner from pg_proc where pronamespace = 'chatledger'::regnamespace
+            union all
+            select relacl, relowner from pg_class where relnamespace = 'chatledger'::regnamespace
+            union all
+            select attacl, relowner from pg_attribute join pg_class on pg_class.oid = attrelid
+                where relnamespace = 'chatledger'::regnamespace
+            union all
+            select nspacl, nspowner from pg_namespace where nspname = 'chatledger'
+        ) as o
+        cross join lateral aclexplode(o.acl) as acl
+        """
+    )
+    assert {row["grantee"] for row in rows} == {
+        "chatledger",
+        "chatledger_admin",
+        "chatledger_reader",
+        "chatledger_writer",
+    }
+    assert not any(row["passes_on"] for row in rows)
 
 
 async def test_public_may_call_nothing(connection: Connection) -> None:
@@ -250,6 +287,9 @@ async def test_nobody_can_touch_the_tables(
         f"delete from chatledger.{table}",
         f"truncate chatledger.{table} cascade",
         f"alter table chatledger.{table} add column more text",
+        f"select from chatledger.{table} for key share",
+        f"do $$ begin lock table chatledger.{table} in row share mode; end $$",
+        f"create trigger t before insert on chatledger.{table} execute function chatledger.version()",
         f"drop table chatledger.{table}",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
