@@ -4,7 +4,7 @@ BIN = .venv/bin
 # Files for `make test` to be about: make test TESTS=tests/client
 TESTS ?= tests
 
-.PHONY: demo demo-picture test lint types bench install-sql wheel clean
+.PHONY: demo demo-picture test lint types bench install-sql upgrade-snapshot wheel clean
 
 demo: .venv/ready
 	$(BIN)/chatledger demo
@@ -31,6 +31,10 @@ install-sql: .venv/ready
 # Writes the README's picture of the demo anew.
 demo-picture: .venv/ready
 	$(BIN)/python docs/images/demo.py
+
+# Keeps what this tree installs, for the tests of upgrades: at a release, or when a migration has landed.
+upgrade-snapshot: .venv/ready
+	$(BIN)/python -m tests.upgrades.snapshot
 
 wheel: .venv/ready
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

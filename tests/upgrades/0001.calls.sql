@@ -1,0 +1,18 @@
+select * from chatledger.add_tool_call($1, $2::text::jsonb, $3, $4, $5);
+select * from chatledger.amend_message($1, $2, $3::text::jsonb, $4, $5, $6);
+select * from chatledger.append_messages($1, $2::text[]::jsonb[], $3, $4, $5);
+select * from chatledger.create_session($1, $2, $3, $4::text::jsonb, $5);
+select * from chatledger.delete_session($1, $2);
+select * from chatledger.fork_session($1, $2, $3, $4, $5);
+select * from chatledger.get_messages($1, $2, $3, $4, $5);
+select * from chatledger.list_sessions($1, $2, $3, $4, $5);
+select * from chatledger.purge_sessions($1, $2);
+select * from chatledger.read_session($1, $2);
+select * from chatledger.read_session($1, $2, $3, $4);
+select * from chatledger.read_session($1, $2, null, null, $3);
+select * from chatledger.record_usage($1, $2, $3, $4, $5, $6);
+select * from chatledger.save_session($1, $2, $3, $4::text::jsonb, $5::text[]::jsonb[], $6::text[]::jsonb[], $7::text[]::jsonb[], $8);
+select * from chatledger.status();
+select * from chatledger.truncate_session($1, $2, $3, $4, $5);
+select * from chatledger.update_session($1, $2, $3, $4, $5::text::jsonb, $6, $7);
+select * from chatledger.verify_session($1);
