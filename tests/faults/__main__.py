@@ -86,9 +86,8 @@ def _summary(rounds: int, answers: Counter[str], kinds: Counter[str], faults: Co
 
 
 async def _versions(servers: Rig) -> str:
-    admin = await servers.postgres.connect()
-    postgres = await admin.fetchval("show server_version")
-    await admin.close()
+    async with servers.postgres.admin() as admin:
+        postgres = await admin.fetchval("show server_version")
     valkey = servers.valkey.info("server").get("valkey_version", "?")
     bouncer = "no pgbouncer"
     if servers.pgbouncer is not None:

@@ -1,6 +1,6 @@
 """Whether the ledger kept its word: every call that was made, against the rows that are stored at the end.
 
-Knows what the ledger promises and nothing of how it works. Each rule is a function of its own and returns what is wrong,
+Knows what the ledger promises and nothing of how it works. Each rule is a function of its own and gives what is wrong,
 a line a problem. The history is of one session; all its calls have ended or will never end.
 """
 
@@ -151,13 +151,13 @@ def reads_are_prefixes(calls: Sequence[Call], stored: Stored) -> Iterable[str]:
     if stored.deleted:
         return
     rows = {row.sequence: row for row in stored.rows}
-    inside = {}  # a batch, by each next_sequence that would be in the middle of it
+    inside: dict[int, list[str]] = {}  # a batch, by each next_sequence that would be in the middle of it
     for batch in _batches(calls):
         inside |= {row.sequence: batch for row in _rows_of(batch, stored)[1:]}
     for read in _reads(calls):
         answer = read.answer
-        if batch := inside.get(answer["next_sequence"]):
-            yield f"{_name(read)} shows half of the batch {batch}"
+        if torn := inside.get(answer["next_sequence"]):
+            yield f"{_name(read)} shows half of the batch {torn}"
         shown = {sequence: message_id for sequence, message_id, *_ in answer["messages"]}
         if [m[0] for m in answer["messages"]] != sorted(shown):
             yield f"{_name(read)} is out of order, or shows a message twice"
@@ -226,7 +226,7 @@ def reads_are_fresh(calls: Sequence[Call], stored: Stored) -> Iterable[str]:
 
 
 def reads_agree(calls: Sequence[Call], stored: Stored) -> Iterable[str]:
-    """Two reads that show the same state of a message show the same message: that which is stored, if it is the last."""
+    """Two reads that show the same state of a message show the same message; the stored one, if it is the last."""
     seen: dict[tuple[int, int], str] = {}
     for row in stored.rows:
         if not row.removed:
@@ -258,7 +258,8 @@ def amendments_kept(calls: Sequence[Call], stored: Stored) -> Iterable[str]:
         amending.sort(key=lambda call: call.answer["version"])
         for earlier, later in pairwise(amending):
             if later.sent["expected_version"] < earlier.answer["version"]:
-                yield f"{message_id} was amended at version {later.answer['version']} by one who had read it before {earlier.answer['version']}"
+                versions = f"{earlier.answer['version']} and {later.answer['version']}"
+                yield f"{message_id} was amended at versions {versions}, then by one who had not seen that"
         row = rows.get(message_id)
         if row is not None and row.body.get("content") not in {amending[-1].sent["content"], *unsure[message_id]}:
             yield f"{message_id} is {row.body.get('content')!r}, not what it was amended to last"

@@ -42,9 +42,10 @@ async def _ended_by(number: signal.Signals, running: Running) -> None:
 
 async def backend_killed(running: Running) -> None:
     """Kill one backend: Postgres throws out everybody and recovers."""
-    admin = await running.admin()
-    pid = await admin.fetchval("select pid from pg_stat_activity where usename = 'backend' order by random() limit 1")
-    admin.terminate()
+    async with running.admin() as admin:
+        pid = await admin.fetchval(
+            "select pid from pg_stat_activity where usename = 'backend' order by random() limit 1"
+        )
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -53,12 +54,11 @@ async def backend_killed(running: Running) -> None:
 
 async def backends_terminated(running: Running) -> None:
     """End the connections of some writers, in whatever they are doing."""
-    admin = await running.admin()
-    await admin.execute(
-        "select pg_terminate_backend(pid)"
-        " from (select pid from pg_stat_activity where usename = 'backend' order by random() limit 4) as some"
-    )
-    await admin.close()
+    async with running.admin() as admin:
+        await admin.execute(
+            "select pg_terminate_backend(pid)"
+            " from (select pid from pg_stat_activity where usename = 'backend' order by random() limit 4) as some"
+        )
 
 
 async def answers_lost(running: Running) -> None:
@@ -78,33 +78,29 @@ async def connections_used_up(running: Running) -> None:
 
 async def sessions_locked(running: Running) -> None:
     """Hold a session's lock for longer than some writers care to wait."""
-    admin = await running.admin()
-    async with admin.transaction():
+    async with running.admin() as admin, admin.transaction():
         await admin.execute("select from chatledger.sessions where id = $1 for update", running.sessions[0].id)
         await asyncio.sleep(0.05)
-    await admin.close()
 
 
 async def locked_in_another_order(running: Running) -> None:
     """Lock the sessions one after the other, some time apart, in an order of our own: into deadlocks."""
-    admin = await running.admin()
-    for _ in range(2):
-        with contextlib.suppress(asyncpg.DeadlockDetectedError):
-            async with admin.transaction():
-                for session in running.choice.sample(running.sessions, len(running.sessions)):
-                    await admin.execute("select from chatledger.sessions where id = $1 for update", session.id)
-                    await asyncio.sleep(0.01)
-    await admin.close()
+    async with running.admin() as admin:
+        for _ in range(2):
+            with contextlib.suppress(asyncpg.DeadlockDetectedError):
+                async with admin.transaction():
+                    for session in running.choice.sample(running.sessions, len(running.sessions)):
+                        await admin.execute("select from chatledger.sessions where id = $1 for update", session.id)
+                        await asyncio.sleep(0.01)
 
 
 async def clock_stepped_back(running: Running) -> None:
     """The clock was an hour ahead when the sessions were last written, and is right again."""
-    admin = await running.admin()
-    await admin.execute(
-        "update chatledger.sessions set updated_at = updated_at + interval '1 hour' where id = any($1)",
-        [session.id for session in running.sessions],
-    )
-    await admin.close()
+    async with running.admin() as admin:
+        await admin.execute(
+            "update chatledger.sessions set updated_at = updated_at + interval '1 hour' where id = any($1)",
+            [session.id for session in running.sessions],
+        )
 
 
 async def disk_full(running: Running) -> None:
@@ -192,14 +188,14 @@ async def redis_holds_an_old_copy(running: Running) -> None:
         await asyncio.sleep(0.1)
         for key, copy in old.items():
             if copy is not None:
-                redis.restore(key, 0, copy, replace=True)  # type: ignore[arg-type]
+                redis.restore(key, 0, copy, replace=True)
 
 
 async def redis_answers_garbage(running: Running) -> None:
     """What listens at Redis's address is no Redis."""
     async with running.rig.redis_turn, Trickster() as trickster:
         valkey = running.rig.valkey
-        valkey.hand_over_to(trickster)
+        valkey.hand_over_to(trickster)  # type: ignore[arg-type]
         valkey.redis.client_kill_filter(_type="normal", skipme=True)
         await asyncio.sleep(0.1)
         valkey.hand_over_to(valkey)

@@ -1,4 +1,4 @@
-"""What writers and readers note of every call, and the rows that are stored at the end. Nothing here calls the ledger."""
+"""What writers and readers note of every call, and the rows that are stored at the end. Calls no ledger."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BODY = ("role", "content", "tool_calls", "tool_call_id", "metadata")
 class Call:
     """One call of one writer or reader. Times are those of the machine's monotonic clock, the same in all processes.
 
-    What ``sent`` holds, by key: ``messages``, the new messages; ``metadata``, keys of the session's metadata; ``usage``,
-    pairs of id and tokens; ``message_id``, ``keys``, ``content``, ``expected_version`` of an amendment;
+    What ``sent`` holds, by key: ``messages``, the new messages; ``metadata``, keys of the session's metadata;
+    ``usage``, pairs of id and tokens; ``message_id``, ``keys``, ``content``, ``expected_version`` of an amendment;
     ``tool_call``, with the ``message_id`` that a new message would get; ``from_sequence``.
 
     What ``answer`` holds: of an append or save, ``[message_id, sequence, appended]`` a message; of an amendment

@@ -1,4 +1,4 @@
-"""A round: some sessions, writers and readers of all kinds, some faults among them; then the check of all that was noted."""
+"""A round: some sessions, writers and readers of all kinds, some faults among them; then the check."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from tests.cache.conftest import Server as Valkey
+
 from . import checker
 from .history import BODY, Call, Row, Stored, calls_of
 from .psql import Psql, PsqlReader, PsqlWriter
 from .servers import PgBouncer, Postgres, Proxy, small_disk
 from .writers import Job, Session
-from ..cache.conftest import Server as Valkey
 
 if TYPE_CHECKING:
     from .servers import Connection
@@ -110,7 +111,7 @@ async def rig() -> AsyncIterator[Rig]:
             stack.callback(pgbouncer.close)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            forker = subprocess.Popen([sys.executable, "-m", f"{__package__}.writers"], stdin=theirs, cwd=ROOT)
+            forker = subprocess.Popen([sys.executable, "-m", "tests.faults.writers"], stdin=theirs.fileno(), cwd=ROOT)
         stack.callback(forker.wait)
         stack.callback(ours.close)
         yield Rig(postgres, proxy, valkey, pgbouncer, ours, asyncio.Lock(), disk and disk / "ballast")
@@ -141,10 +142,12 @@ class Running:
         """Start another process with the same job."""
         self.start(replace(child.job, name=f"{child.job.name}-again"))
 
-    async def admin(self) -> Connection:
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[Connection]:
         """A connection that may do everything, as soon as there is one."""
         await self.rig.postgres.ready()
-        return await self.rig.postgres.connect()
+        async with self.rig.postgres.admin() as connection:
+            yield connection
 
 
 Fault = Callable[[Running], Any]
@@ -160,16 +163,15 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
         Session(f"{prefix}cut", truncated=True),
         Session(f"{prefix}gone", deleted=True),
     ]
-    admin = await rig.postgres.connect()
-    for session in sessions:
-        await admin.execute("select chatledger.create_session($1)", session.id)
-    await admin.close()
+    async with rig.postgres.admin() as admin:
+        for session in sessions:
+            await admin.execute("select chatledger.create_session($1)", session.id)
 
     jobs = _jobs(rig, seed, sessions, choice)
     lines: list[str] = []
     bin_dir = rig.postgres.bin_dir
     url = rig.postgres.url()
-    by_hand = [
+    by_hand: list[PsqlWriter | PsqlReader] = [
         PsqlWriter("psql", Psql(bin_dir / "psql", url), sessions, seed, lines.append),
         PsqlReader("psql-reads", Psql(bin_dir / "psql", url), sessions, seed, lines.append),
     ]
@@ -207,16 +209,15 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
     for child in children:
         lines += child.lines
     result.calls = calls_of(lines)
-    admin = await rig.postgres.connect()
-    for session in sessions:
-        stored = result.stored[session.id] = await _stored(admin, session.id)
-        calls = [call for call in result.calls if call.session == session.id]
-        result.problems += [f"{session.id}: {problem}" for problem in checker.violations(calls, stored)]
-        if not stored.deleted:
-            rows = await admin.fetch("select * from chatledger.verify_session($1)", session.id)
-            result.problems += [f"{session.id}: verify_session: {dict(row)}" for row in rows]
-    await admin.execute("delete from chatledger.sessions where id = any($1)", [session.id for session in sessions])
-    await admin.close()
+    async with rig.postgres.admin() as admin:
+        for session in sessions:
+            stored = result.stored[session.id] = await _stored(admin, session.id)
+            calls = [call for call in result.calls if call.session == session.id]
+            result.problems += [f"{session.id}: {problem}" for problem in checker.violations(calls, stored)]
+            if not stored.deleted:
+                rows = await admin.fetch("select * from chatledger.verify_session($1)", session.id)
+                result.problems += [f"{session.id}: verify_session: {dict(row)}" for row in rows]
+        await admin.execute("delete from chatledger.sessions where id = any($1)", [session.id for session in sessions])
     return result
 
 
@@ -232,7 +233,10 @@ def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random) -> list[
     ways: list[Job] = [
         Job("client-direct", "client", seed, rig.postgres.url(), redis, sessions, cancels=0.1),
         Job("client-proxied", "client", seed, rig.proxy.url, redis, sessions, tasks=1, cancels=0.05),
-        Job("client-timeouts", "client", seed, rig.postgres.url(lock_timeout="10", statement_timeout="25"), redis, sessions),
+        Job(
+            "client-timeouts", "client", seed,
+            rig.postgres.url(lock_timeout="10", statement_timeout="25"), redis, sessions,
+        ),
         Job(
             "client-serializable", "client", seed,
             rig.postgres.url(default_transaction_isolation="serializable"), redis, sessions, tasks=1,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -47,7 +47,7 @@ def own_folder() -> Path:
 
 
 def url_of(folder: Path, user: str = "backend", **settings: str) -> str:
-    """Where a server is, for this user: ``backend`` may call the functions and nothing else, ``postgres`` everything."""
+    """Where a server is, for this user: ``backend`` may call the functions, ``postgres`` do everything."""
     extra = "".join(f"&{name}={quote(value)}" for name, value in settings.items())
     return f"postgresql://{user}@/postgres?host={quote(str(folder))}&port={PORT}{extra}"
 
@@ -87,8 +87,8 @@ class Postgres:
             if self._server is None or self._server.poll() is not None:
                 self.start()
             try:
-                await (await self.connect()).close()
-                return
+                async with self.admin():
+                    return
             except (OSError, asyncpg.PostgresError):
                 if time.monotonic() > deadline:
                     raise
@@ -97,17 +97,21 @@ class Postgres:
     async def prepare(self) -> None:
         """Wait for it, install the ledger, and make the role that the writers are."""
         await self.ready()
-        admin = await self.connect()
-        await migrate(admin)
-        await admin.execute("create role backend login in role chatledger_writer")
-        await admin.close()
+        async with self.admin() as admin:
+            await migrate(admin)
+            await admin.execute("create role backend login in role chatledger_writer")
 
     def url(self, user: str = "backend", **settings: str) -> str:
         return url_of(self.folder, user, **settings)
 
-    async def connect(self) -> Connection:
+    @contextlib.asynccontextmanager
+    async def admin(self) -> AsyncIterator[Connection]:
         """A connection that may do everything."""
-        return await asyncpg.connect(self.url("postgres"))
+        connection = await asyncpg.connect(self.url("postgres"))
+        try:
+            yield connection
+        finally:
+            connection.terminate()
 
     async def end(self, number: signal.Signals) -> None:
         """End it, by SIGINT, a fast shutdown; SIGQUIT, an immediate one; or SIGKILL. Another fault may do so, too."""
@@ -173,7 +177,6 @@ class Proxy:
     def __init__(self, postgres: Postgres) -> None:
         self.folder = own_folder()
         self.to_lose = 0
-        self.lost = 0
         self._target = f"{postgres.folder}/.s.PGSQL.{PORT}"
         self._passing: set[asyncio.Task[None]] = set()
 
@@ -210,22 +213,16 @@ class Proxy:
 
     async def _answers(self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """Pass on what the server says, message by message, as long as no answer is to be lost."""
-        held = bytearray()
-        ran = False
+        held = bytearray()  # from "done" on, until it is known whether that was a commit
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 head = await server.readexactly(5)
-                body = await server.readexactly(int.from_bytes(head[1:], "big") - 4)
+                kind, body = head[:1], await server.readexactly(int.from_bytes(head[1:], "big") - 4)
+                if held and kind == b"Z" and body == b"I" and self.to_lose:  # ready, and outside a transaction
+                    self.to_lose -= 1
+                    return
                 held += head + body
-                kind = head[:1]
-                ran = ran or kind == b"C"  # a statement is done
-                if kind == b"Z":  # ready for the next one; "I": outside a transaction, so what ran is committed
-                    if self.to_lose and ran and body == b"I":
-                        self.to_lose -= 1
-                        self.lost += 1
-                        return
-                    ran = False
-                if kind == b"Z" or not self.to_lose:
+                if kind == b"Z" or not self.to_lose or held[:1] != b"C":
                     to_client.write(bytes(held))
                     held.clear()
                     await to_client.drain()

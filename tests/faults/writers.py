@@ -8,14 +8,13 @@ the process tells its pid and then every call, a line each; the end of the conne
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Literal
@@ -26,9 +25,10 @@ from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, Se
 
 from .history import Call, Json, Kind, Outcome, Recorder, fingerprint
 
-LONGEST_CALL = 60.0
+LONGEST_CALL = 30.0
 """Seconds after which a call counts as one that never ends."""
 GONE = "CL001"
+Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,8 @@ def messages(name: str, choice: Random) -> list[Json]:
     """A batch of one to four new messages."""
     batch: list[Json] = []
     for index in range(choice.choice((1, 1, 2, 3, 4))):
-        message: Json = {
-            "message_id": f"{name}-{index}", "role": choice.choice(("user", "assistant")), "content": f"{name} {index} é",
-        }  # fmt: skip
+        role = choice.choice(("user", "assistant"))
+        message: Json = {"message_id": f"{name}-{index}", "role": role, "content": f"{name} {index} é"}
         if message["role"] == "assistant" and choice.random() < 0.2:
             message["tool_calls"] = [tool_call(f"own-{name}-{index}")]
         if choice.random() < 0.2:
@@ -337,7 +336,9 @@ class DirectWriter(Writer):
     async def _committed(self, batches: list[tuple[Session, list[Json]]]) -> list[list[list[Any]]]:
         if self.connection is None or self.connection.is_closed():
             self.connection = await asyncpg.connect(self.job.url)
-        isolation = self.choice.choice(("read_committed", "read_committed", "repeatable_read", "serializable"))
+        isolation: Isolation = self.choice.choice(
+            ("read_committed", "read_committed", "repeatable_read", "serializable")
+        )
         limits = (
             () if self.finish.is_set() else ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
         )

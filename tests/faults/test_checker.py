@@ -1,0 +1,335 @@
+"""The checker finds what is wrong: each rule has histories that break it, and a sound one breaks none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from . import checker
+from .history import Call, Json, Kind, Outcome, Row, Stored, calls_of, fingerprint
+
+
+def user(message_id: str, content: str = "hi") -> Json:
+    return {"message_id": message_id, "role": "user", "content": content}
+
+
+def called(call_id: str) -> Json:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+class History:
+    """A session and all calls that were made, one after the other, each 10 long with a pause of 10."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.stored = Stored()
+
+    def call(
+        self, kind: Kind, answer: Any = None, outcome: Outcome = "acknowledged", writer: str = "client-1", **sent: Any
+    ) -> Call:
+        number = len(self.calls)
+        call = Call(writer, number, kind, "s", sent, 20 * number, 20 * number + 10, outcome, answer)
+        self.calls.append(call)
+        return call
+
+    def store(self, *messages: Json) -> None:
+        """Store a batch."""
+        self.stored.updated_at += 1
+        self.stored.version += 1
+        for message in messages:
+            body = {key: value for key, value in message.items() if key != "message_id"}
+            row = Row(len(self.stored.rows), message["message_id"], body, self.stored.updated_at)
+            self.stored.rows.append(row)
+        self.stored.next_sequence = len(self.stored.rows)
+
+    def append(self, *messages: Json, **told: Any) -> Call:
+        first = self.stored.next_sequence
+        self.store(*messages)
+        answer = [[message["message_id"], first + index, True] for index, message in enumerate(messages)]
+        return self.call("append", answer, messages=list(messages), **told)
+
+    def amended(self, sequence: int, **changes: Any) -> Json:
+        self.stored.version += 1
+        row = self.stored.rows[sequence]
+        row.body |= changes
+        row.amended_version = self.stored.version
+        return {"version": self.stored.version, "amended": True}
+
+    def read(self, **told: Any) -> Call:
+        rows = [row for row in self.stored.rows if not row.removed]
+        shown = [[row.sequence, row.message_id, row.amended_version, fingerprint(row.body)] for row in rows]
+        answer = {"version": self.stored.version, "next_sequence": self.stored.next_sequence, "messages": shown}
+        return self.call("read", answer, **told)
+
+    def violated(self) -> set[str]:
+        return {problem.partition(":")[0] for problem in checker.violations(self.calls, self.stored)}
+
+
+def sound() -> History:
+    """Everything that writers do, and all of it well.
+
+    Calls: 0 appends a0 and a1; 1 appends b0 and is not answered; 2 is its retry; 3 saves c0 and c1; 4 reads; 5 amends
+    a0's metadata; 6 and 7 amend b0's content; 8 adds a tool call to c1; 9 records usage; 10 appends d0 and d1; 11
+    removes d1; 12 is refused; 13 reads.
+    """
+    h = History()
+    h.append(user("a0"), user("a1"), writer="psql")
+    h.store(user("b0"))
+    h.call("append", outcome="unknown", messages=[user("b0")]).error = "DatabaseUnavailable"
+    h.call("append", [["b0", 2, False]], messages=[user("b0")])
+    c0, c1 = user("c0"), {"message_id": "c1", "role": "assistant", "content": "hello"}
+    h.store(c0, c1)
+    h.call(
+        "save", [["c0", 3, None], ["c1", 4, None]], messages=[c0, c1], metadata=["k"], usage=[("u1", 5)],
+    )  # fmt: skip
+    h.stored.metadata, h.stored.total_tokens = {"k": "set"}, 12
+    h.stored.usage = {"inside": 5, "u2": 7}
+    h.read()
+    h.call("amend", h.amended(0, metadata={"x": 1}), message_id="a0", keys=["x"])
+    before = h.stored.version
+    for content in ("once", "twice"):
+        expected = h.stored.version
+        answer = h.amended(2, content=content)
+        h.call("amend", answer, message_id="b0", content=content, expected_version=expected)
+    assert before < h.stored.version
+    h.amended(4, tool_calls=[called("t")])
+    h.call("add_tool_call", {"message_id": "c1", "sequence": 4}, tool_call=called("t"), message_id="t-holder")
+    h.call("usage", usage=[("u2", 7)])
+    h.append(user("d0"), user("d1"))
+    h.amended(6)
+    h.stored.rows[6].body, h.stored.rows[6].removed = {}, True
+    h.call("truncate", {"next_sequence": 7, "version": h.stored.version}, from_sequence=6)
+    h.call("append", outcome="refused", messages=[user("e0")]).error = "55P03"
+    h.read()
+    return h
+
+
+def test_a_sound_history_breaks_no_rule() -> None:
+    h = sound()
+    assert checker.violations(h.calls, h.stored) == []
+
+
+def test_every_rule_has_histories_that_break_it() -> None:
+    assert {rule for rule, _ in BROKEN} == {rule.__name__ for rule in checker.RULES}
+
+
+def _set(path: str, value: Any) -> Callable[[History], None]:
+    def change(h: History) -> None:
+        exec(f"h.{path} = value", {"h": h, "value": value})
+
+    return change
+
+
+def _drop_row(index: int) -> Callable[[History], None]:
+    def change(h: History) -> None:
+        del h.stored.rows[index]
+
+    return change
+
+
+def _swap_rows(h: History) -> None:
+    a1, b0 = h.stored.rows[1], h.stored.rows[2]
+    a1.message_id, b0.message_id = b0.message_id, a1.message_id
+
+
+def _again(h: History) -> None:
+    h.store(user("b0"))
+
+
+def _told_twice(h: History) -> None:
+    h.calls[2].answer[0][2] = True
+    h.calls.append(h.calls[2])
+
+
+def _unsent(h: History) -> None:
+    h.store(user("z0"))
+
+
+def _refused_but_stored(h: History) -> None:
+    h.store(user("e0"))
+
+
+def _apart(h: History) -> None:
+    h.append(user("f0"), user("g0"))
+    h.append(user("f1"), user("g1"))
+    f = [call for call in h.calls if call.kind == "append"][-2:]
+    f[0].sent["messages"], f[1].sent["messages"] = [user("f0"), user("f1")], [user("g0"), user("g1")]
+    f[0].answer, f[1].answer = [["f0", 7, True], ["f1", 9, True]], [["g0", 8, True], ["g1", 10, True]]
+
+
+def _half_of_an_unknown_one(h: History) -> None:
+    h.call("append", outcome="unknown", messages=[user("f0"), user("f1")])
+    h.store(user("f0"))
+
+
+def _late_but_in_front(h: History) -> None:
+    first, second = h.append(user("f0")), h.append(user("g0"))
+    h.stored.rows[7].message_id, h.stored.rows[8].message_id = "g0", "f0"
+    first.answer, second.answer = [["f0", 8, True]], [["g0", 7, True]]
+
+
+def _shown(change: Callable[[list[Any]], object], read: int = 13) -> Callable[[History], None]:
+    def apply(h: History) -> None:
+        change(h.calls[read].answer["messages"])
+
+    return apply
+
+
+def _half_a_batch_read(h: History) -> None:
+    answer = h.calls[4].answer
+    answer["next_sequence"], answer["messages"] = 4, answer["messages"][:4]
+
+
+def _older_than_a_read_before(h: History) -> None:
+    h.read().answer["version"] -= 1
+
+
+def _amendment_forgotten(h: History) -> None:
+    h.calls[13].answer["messages"][0][2] = None
+    h.calls.insert(13, h.read())
+    h.calls[13].start, h.calls[13].end = h.calls[12].start, h.calls[12].end
+
+
+def _stale(h: History) -> None:
+    h.calls[13].answer = h.calls[4].answer
+
+
+def _stale_after_an_amendment(h: History) -> None:
+    h.append(user("f0"))
+    version = h.stored.version
+    h.call("amend", h.amended(7, content="new"), message_id="f0", content="new", expected_version=version)
+    h.read().answer["version"] -= 1
+
+
+def _not_found(h: History) -> None:
+    h.calls[4].answer = None
+
+
+def _shows_what_was_removed(h: History) -> None:
+    h.calls[13].answer["messages"].append([6, "d1", None, fingerprint(user("d1"))])
+
+
+def _shows_what_was_deleted(h: History) -> None:
+    h.call("delete", {"deleted": True})
+    h.calls.append(h.read())
+
+
+def _undone(h: History) -> None:
+    h.calls[7].sent["expected_version"] = h.calls[6].answer["version"] - 1
+
+
+def _back_to_the_first(h: History) -> None:
+    h.stored.rows[2].body["content"] = "once"
+
+
+def _call_twice(h: History) -> None:
+    h.stored.rows[4].body["tool_calls"].append(called("t"))
+
+
+def _unknown_counted_twice(h: History) -> None:
+    h.stored.usage["twice"] = 5
+    h.stored.total_tokens += 5
+
+
+def _removed_by_nobody(h: History) -> None:
+    h.stored.rows[5].removed, h.stored.rows[5].body = True, {}
+
+
+def _back_again(h: History) -> None:
+    h.stored.rows[6].removed, h.stored.rows[6].body = False, {"role": "user", "content": "hi"}
+
+
+def _deleted(h: History, *, rows: bool = False) -> None:
+    h.call("delete", {"deleted": True})
+    h.stored.deleted = True
+    if not rows:
+        h.stored.rows = []
+
+
+def _written_after_deletion(h: History) -> None:
+    _deleted(h)
+    h.call("append", [["f0", 7, True]], messages=[user("f0")])
+
+
+def _brought_back(h: History) -> None:
+    _deleted(h)
+    h.stored.deleted = False
+
+
+BROKEN: list[tuple[str, Callable[[History], None]]] = [
+    ("acknowledged_is_stored", _drop_row(6)),
+    ("acknowledged_is_stored", _swap_rows),
+    ("acknowledged_is_stored", _set("calls[0].answer", [["a0", 0, True]])),
+    ("acknowledged_is_stored", _set("calls[8].answer", {"message_id": "c9", "sequence": 4})),
+    ("nothing_unsent", _unsent),
+    ("nothing_unsent", _refused_but_stored),
+    ("stored_as_sent", _set("stored.rows[1].body", {"role": "user", "content": "ho"})),
+    ("stored_as_sent", _set("stored.rows[0].body['content']", "ho")),
+    ("stored_as_sent", _set("stored.rows[0].body['role']", "assistant")),
+    ("stored_as_sent", _set("stored.rows[0].body['metadata']['y']", 1)),
+    ("stored_as_sent", _set("stored.rows[0].body['tool_calls']", [called("other")])),
+    ("once", _again),
+    ("once", _told_twice),
+    ("no_gap", _drop_row(1)),
+    ("no_gap", _set("stored.next_sequence", 9)),
+    ("batches_whole", _set("stored.rows[1].created_at", 2)),
+    ("batches_whole", _apart),
+    ("batches_whole", _half_of_an_unknown_one),
+    ("times_never_decrease", _set("stored.rows[2].created_at", 0)),
+    ("times_never_decrease", _set("stored.updated_at", 3)),
+    ("in_order_of_time", _late_but_in_front),
+    ("reads_are_prefixes", _shown(lambda shown: shown.pop(1))),
+    ("reads_are_prefixes", _shown(lambda shown: shown.reverse())),
+    ("reads_are_prefixes", _shown(lambda shown: shown.append(shown[-1]))),
+    ("reads_are_prefixes", _shown(lambda shown: shown.append([7, "f0", None, ""]))),
+    ("reads_are_prefixes", _half_a_batch_read),
+    ("reads_go_forward", _older_than_a_read_before),
+    ("reads_go_forward", _amendment_forgotten),
+    ("reads_are_fresh", _stale),
+    ("reads_are_fresh", _stale_after_an_amendment),
+    ("reads_are_fresh", _not_found),
+    ("reads_are_fresh", _shows_what_was_removed),
+    ("reads_are_fresh", _shows_what_was_deleted),
+    ("reads_agree", _shown(lambda shown: shown[1].__setitem__(3, "other"), read=4)),
+    ("reads_agree", _shown(lambda shown: shown[2].__setitem__(3, "other"))),
+    ("amendments_kept", _set("stored.rows[0].body['metadata']", {})),
+    ("amendments_kept", _undone),
+    ("amendments_kept", _back_to_the_first),
+    ("amendments_kept", _set("stored.metadata", {})),
+    ("tool_calls_once", _set("stored.rows[4].body['tool_calls']", [])),
+    ("tool_calls_once", _call_twice),
+    ("usage_once", _set("stored.total_tokens", 13)),
+    ("usage_once", _set("stored.usage", {"inside": 12})),
+    ("usage_once", _unknown_counted_twice),
+    ("removed_by_somebody", _removed_by_nobody),
+    ("removed_by_somebody", _back_again),
+    ("stays_deleted", _set("stored.deleted", True)),
+    ("stays_deleted", lambda h: _deleted(h, rows=True)),
+    ("stays_deleted", _written_after_deletion),
+    ("stays_deleted", _brought_back),
+    ("errors_are_clear", _set("calls[1].error", "InternalClientError")),
+    ("errors_are_clear", _set("calls[1].error", "TimeoutError")),
+]
+
+
+@pytest.mark.parametrize(("rule", "change"), BROKEN)
+def test_a_broken_history_breaks_its_rule(rule: str, change: Callable[[History], None]) -> None:
+    h = sound()
+    change(h)
+    assert rule in h.violated()
+
+
+def test_a_session_that_was_deleted_is_sound_without_its_messages() -> None:
+    h = sound()
+    _deleted(h)
+    h.call("read")
+    h.call("append", outcome="refused", messages=[user("f0")]).error = "CL001"
+    assert checker.violations(h.calls, h.stored) == []
+
+
+def test_a_call_of_a_killed_writer_has_no_end() -> None:
+    begun = '{"writer": "w", "number": 0, "kind": "append", "session": "s", "sent": {"messages": []}, "start": 1}'
+    [call] = calls_of([begun])
+    assert (call.outcome, call.end) == ("unknown", None)
