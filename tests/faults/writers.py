@@ -28,7 +28,10 @@ from .history import Call, Json, Kind, Outcome, Recorder, fingerprint
 LONGEST_CALL = 30.0
 """Seconds after which a call counts as one that never ends."""
 GONE = "CL001"
-Isolation = Literal["read_committed", "repeatable_read", "serializable"]
+ISOLATIONS: tuple[Literal["read_committed", "repeatable_read", "serializable"], ...] = (
+    "read_committed", "read_committed", "repeatable_read", "serializable",
+)  # fmt: skip
+LIMITS = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,16 +339,12 @@ class DirectWriter(Writer):
     async def _committed(self, batches: list[tuple[Session, list[Json]]]) -> list[list[list[Any]]]:
         if self.connection is None or self.connection.is_closed():
             self.connection = await asyncpg.connect(self.job.url)
-        isolation: Isolation = self.choice.choice(
-            ("read_committed", "read_committed", "repeatable_read", "serializable")
-        )
-        limits = (
-            () if self.finish.is_set() else ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
-        )
+        isolation = self.choice.choice(ISOLATIONS)
+        disturbed = not self.finish.is_set()
         answers = []
         async with self.connection.transaction(isolation=isolation):
-            if limits and self.choice.random() < 0.3:
-                await self.connection.execute(f"set local {self.choice.choice(limits)} = '3ms'")
+            if disturbed and self.choice.random() < 0.3:
+                await self.connection.execute(f"set local {self.choice.choice(LIMITS)} = '3ms'")
             for session, batch in batches:
                 if self.choice.random() < 0.5:
                     receipts = await ChatLedger(self.connection).append_messages(session.id, batch)
@@ -357,7 +356,7 @@ class DirectWriter(Writer):
                         [json.dumps(message) for message in batch],
                     )
                     answers.append([[row["message_id"], row["sequence"], row["appended"]] for row in rows])
-                if limits and self.choice.random() < 0.3:
+                if disturbed and self.choice.random() < 0.3:
                     await asyncio.sleep(self.choice.random() * 0.01)  # busy with rows of its own
         return answers
 
