@@ -78,7 +78,7 @@ class Database:
                 may_be_done = isinstance(error, _ConnectionLost)
                 if (may_be_done and not repeatable) or self._loop.time() + pause > deadline:
                     raise DatabaseUnavailable(
-                        f"the database did not answer: {error}",
+                        f"the database did not answer: {str(error) or 'no connection in time'}",
                         hint="The call may have gone through: look before you make it again"
                         if may_be_done and not repeatable
                         else "Check that Postgres runs and has free connections. Calling again is safe",
@@ -153,6 +153,7 @@ async def open_pool(database_url: str, settings: Settings, size: int | None = No
         database_url,
         min_size=0,
         max_size=size or settings.pool_size,
+        timeout=max(settings.retry_deadline, 1.0),  # to connect: asyncpg would wait a minute for a server that hangs
         statement_cache_size=100 if settings.prepared_statements else 0,
         reset=_leave_as_is,
         connect=connect,

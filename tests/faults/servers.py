@@ -64,6 +64,7 @@ class Postgres:
         self._settings = {
             "listen_addresses": "", "unix_socket_directories": str(self.folder), "port": str(PORT),
             "max_connections": "48", "shared_buffers": "32MB", "deadlock_timeout": "20ms", "log_min_messages": "fatal",
+            "fsync": "off",  # what a killed server wrote is with the kernel, which lives on
             **(settings or {}),
         }  # fmt: skip
         command = (self.bin_dir / "initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
@@ -120,6 +121,16 @@ class Postgres:
         server.send_signal(number)
         while server.poll() is None:
             await asyncio.sleep(0.005)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The postmaster takes connections, since the kernel does, and says nothing."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._server.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """Stop it and remove its folder."""

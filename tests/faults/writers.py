@@ -152,6 +152,7 @@ class ClientWriter(Writer):
         super().__init__(name, job, recorder, finish)
         self.ledger = ledger
         self.own: dict[str, list[str]] = {session.id: [] for session in job.sessions}
+        self.added: list[tuple[Session, str]] = []
         self.copies: dict[str, ChatSession | None] = {}
         self.usage: dict[str, list[tuple[str, int]]] = {}  # what a copy counted and was not told to be saved
 
@@ -159,7 +160,7 @@ class ClientWriter(Writer):
         things = [
             (self.append_until_known, 8), (self.save, 4), (self.amend_metadata, 2), (self.amend_content, 2),
             (self.add_tool_call, 3), (self.record_usage, 2), (self.read, 2),
-            (self.truncate, 1 if session.truncated else 0), (self.delete, 0.3 if session.deleted else 0),
+            (self.truncate, 1 if session.truncated else 0), (self.delete, 1 if session.deleted else 0),
         ]  # fmt: skip
         thing, *_ = self.choice.choices([t for t, _ in things], [weight for _, weight in things])
         await thing(session)
@@ -249,6 +250,8 @@ class ClientWriter(Writer):
 
     async def add_tool_call(self, session: Session) -> None:
         name = self.new_name()
+        if self.added and self.choice.random() < 0.2:
+            session, name = self.choice.choice(self.added)  # delivered once more, however late
         for _ in range(2):
             work = self.ledger.add_tool_call(session.id, tool_call(name), message_id=f"{name}-holder")
             sent = {"tool_call": tool_call(name), "message_id": f"{name}-holder"}
@@ -257,6 +260,7 @@ class ClientWriter(Writer):
                 self.recorder.end(
                     call, "acknowledged", {"message_id": receipt.message_id, "sequence": receipt.sequence}
                 )
+                self.added.append((session, name))
                 return
 
     async def record_usage(self, session: Session) -> None:
@@ -266,7 +270,8 @@ class ClientWriter(Writer):
             call, _ = await self.call("usage", session, work, usage=[(name, tokens)])
             if call.end is None:
                 self.recorder.end(call, "acknowledged")
-                return
+                if self.choice.random() < 0.8:
+                    return  # else: delivered once more
 
     async def truncate(self, session: Session) -> None:
         found = await self.read(session)
