@@ -4,13 +4,21 @@ BIN = .venv/bin
 # Files for `make test` to be about: make test TESTS=tests/client
 TESTS ?= tests
 
-.PHONY: demo demo-picture test lint types bench install-sql upgrade-snapshot wheel clean
+# For `make torture`: so many rounds of faults, and what repeats a run.
+ROUNDS ?= 500
+SEED ?= 1
+
+.PHONY: demo demo-picture test torture lint types bench install-sql upgrade-snapshot wheel clean
 
 demo: .venv/ready
 	$(BIN)/chatledger demo
 
 test: .venv/ready
 	$(BIN)/pytest -n auto $(TESTS)
+
+torture: .venv/ready
+	CHATLEDGER_TEST_TORTURE=1 $(BIN)/pytest -n auto tests/faults
+	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --seed $(SEED)
 
 lint: .venv/ready
 	$(BIN)/ruff check

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -67,13 +68,16 @@ async def answers_lost(running: Running) -> None:
 
 
 async def connections_used_up(running: Running) -> None:
-    """Take every connection that Postgres has."""
+    """Take every connection that Postgres has, those of some writers too, and keep them for a while."""
+    await backends_terminated(running)
+    ends = time.monotonic() + 0.15
     async with contextlib.AsyncExitStack() as stack:
-        with contextlib.suppress(asyncpg.TooManyConnectionsError):
-            while True:
+        while time.monotonic() < ends:
+            try:
                 taken = await asyncpg.connect(running.rig.postgres.url())
                 stack.callback(taken.terminate)
-        await asyncio.sleep(0.1)
+            except asyncpg.TooManyConnectionsError:
+                await asyncio.sleep(0.005)
 
 
 async def sessions_locked(running: Running) -> None:

@@ -160,7 +160,7 @@ class ClientWriter(Writer):
         things = [
             (self.append_until_known, 8), (self.save, 4), (self.amend_metadata, 2), (self.amend_content, 2),
             (self.add_tool_call, 3), (self.record_usage, 2), (self.read, 2),
-            (self.truncate, 1 if session.truncated else 0), (self.delete, 1 if session.deleted else 0),
+            (self.truncate, 2 if session.truncated else 0), (self.delete, 1 if session.deleted else 0),
         ]  # fmt: skip
         thing, *_ = self.choice.choices([t for t, _ in things], [weight for _, weight in things])
         await thing(session)
@@ -278,7 +278,7 @@ class ClientWriter(Writer):
         if found is None:
             return
         first = max(0, found.next_sequence - self.choice.randrange(1, 6))
-        expected = found.next_sequence if self.choice.random() < 0.7 else None
+        expected = found.next_sequence if self.choice.random() < 0.5 else None
         work = self.ledger.truncate_session(session.id, first, expected_sequence=expected)
         call, receipt = await self.call("truncate", session, work, from_sequence=first)
         if call.end is None:
