@@ -68,16 +68,22 @@ async def answers_lost(running: Running) -> None:
 
 
 async def connections_used_up(running: Running) -> None:
-    """Take every connection that Postgres has, those of some writers too, and keep them for a while."""
-    await backends_terminated(running)
-    ends = time.monotonic() + 0.15
+    """Take every connection that Postgres has, then those of some writers too, and keep them for a while."""
+    url = running.rig.postgres.url()
     async with contextlib.AsyncExitStack() as stack:
-        while time.monotonic() < ends:
-            try:
-                taken = await asyncpg.connect(running.rig.postgres.url())
-                stack.callback(taken.terminate)
-            except asyncpg.TooManyConnectionsError:
-                await asyncio.sleep(0.005)
+
+        async def take(until: float) -> None:
+            while time.monotonic() < until:
+                try:
+                    taken = await asyncpg.connect(url)
+                    stack.callback(taken.terminate)
+                except asyncpg.TooManyConnectionsError:
+                    if not until < float("inf"):
+                        return
+                    await asyncio.sleep(0.005)
+
+        await asyncio.gather(*(take(float("inf")) for _ in range(6)))
+        await asyncio.gather(backends_terminated(running), *(take(time.monotonic() + 0.15) for _ in range(6)))
 
 
 async def sessions_locked(running: Running) -> None:
@@ -99,11 +105,17 @@ async def locked_in_another_order(running: Running) -> None:
 
 
 async def clock_stepped_back(running: Running) -> None:
-    """The clock was an hour ahead when the sessions were last written, and is right again."""
-    async with running.admin() as admin:
+    """The clock was an hour ahead when the sessions were last written to, and is right again."""
+    ids = [session.id for session in running.sessions]
+    async with running.admin() as admin, admin.transaction():
         await admin.execute(
-            "update chatledger.sessions set updated_at = updated_at + interval '1 hour' where id = any($1)",
-            [session.id for session in running.sessions],
+            "update chatledger.sessions set updated_at = updated_at + interval '1 hour' where id = any($1)", ids
+        )
+        await admin.execute(
+            "update chatledger.messages as m set created_at = m.created_at + interval '1 hour'"
+            " from (select session_id, max(created_at) as created_at from chatledger.messages group by 1) as last"
+            " where m.session_id = any($1) and m.session_id = last.session_id and m.created_at = last.created_at",
+            ids,
         )
 
 

@@ -251,7 +251,8 @@ def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random) -> list[
 async def _stored(admin: Connection, session_id: str) -> Stored:
     """What is stored of a session, by plain queries."""
     session = await admin.fetchrow("select * from chatledger.sessions where id = $1", session_id)
-    assert session is not None
+    if session is None:
+        return Stored()
     rows = await admin.fetch("select * from chatledger.messages where session_id = $1 order by sequence", session_id)
     usage = await admin.fetch("select * from chatledger.usage_records where session_id = $1", session_id)
     return Stored(

@@ -158,7 +158,7 @@ class ClientWriter(Writer):
 
     async def one_thing(self, session: Session) -> None:
         things = [
-            (self.append_until_known, 8), (self.save, 4), (self.amend_metadata, 2), (self.amend_content, 2),
+            (self.append_until_known, 8), (self.save, 6), (self.amend_metadata, 2), (self.amend_content, 2),
             (self.add_tool_call, 3), (self.record_usage, 2), (self.read, 2),
             (self.truncate, 2 if session.truncated else 0), (self.delete, 1 if session.deleted else 0),
         ]  # fmt: skip
@@ -250,7 +250,7 @@ class ClientWriter(Writer):
 
     async def add_tool_call(self, session: Session) -> None:
         name = self.new_name()
-        if self.added and self.choice.random() < 0.2:
+        if self.added and self.choice.random() < 0.4:
             session, name = self.choice.choice(self.added)  # delivered once more, however late
         for _ in range(2):
             work = self.ledger.add_tool_call(session.id, tool_call(name), message_id=f"{name}-holder")
