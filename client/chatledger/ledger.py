@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -129,15 +129,16 @@ class ChatLedger:
         cache, self._cache = self._cache, None
         listener, self._listener = self._listener, None
         self._database = self._heartbeats = None
-        if listener is not None:
-            await listener.close()
-        if cache is not None:
-            await cache.close()
-        for pool in pools:
-            if pool is not None:
-                await pool.close()
-        if servers is not None:
-            await asyncio.to_thread(servers.close)
+        async with AsyncExitStack() as closing:  # the last one first; all of them, also when this call is cancelled
+            if servers is not None:
+                closing.push_async_callback(asyncio.to_thread, servers.close)
+            for pool in pools:
+                if pool is not None:
+                    closing.push_async_callback(pool.close)
+            if listener is not None:
+                closing.push_async_callback(listener.close)
+            if cache is not None:
+                closing.push_async_callback(cache.close)
 
     async def __aenter__(self) -> Self:
         return await self.open()
