@@ -102,6 +102,12 @@ async def until_saved(ledger: ChatLedger, session_id: str, text: str) -> None:
     await until(is_saved)
 
 
+async def too_long() -> None:
+    """Wait to be cancelled."""
+    async with asyncio.timeout(30):
+        await asyncio.Event().wait()
+
+
 async def until_waiting(watcher: asyncpg.Connection[asyncpg.Record]) -> None:
     async def is_waiting() -> Any:
         return await watcher.fetchval(
@@ -419,7 +425,7 @@ async def test_g4_a_text_that_others_edit_while_it_grows_stays_as_they_left_it(
             await ledger.amend_message(session_id, growing.message_id, {"content": "redacted"})
             server.go_on.set()
             await answering
-            await asyncio.Event().wait()
+            await too_long()
 
     with pytest.raises(AmendConflict):
         await streaming()
@@ -637,7 +643,7 @@ async def test_g7_a_holder_who_lost_the_lease_is_cancelled(
     async def streaming() -> None:
         async with stream:
             await connection.execute(sql, session_id)
-            await asyncio.Event().wait()
+            await too_long()
 
     with pytest.raises(error):
         await streaming()
@@ -665,7 +671,7 @@ async def test_g7_so_is_one_whose_lease_ran_out(
             async with ledger.stream(session_id):
                 server.go_on.set()
                 await answering  # its next save tells
-                await asyncio.Event().wait()
+                await too_long()
 
     with pytest.raises(StaleFence):
         await streaming()
@@ -683,7 +689,7 @@ async def test_g7_one_that_cannot_renew_in_time_stops_by_its_own_clock(
 
     async def streaming() -> None:
         async with stream:
-            await asyncio.Event().wait()
+            await too_long()
 
     with pytest.raises(StaleFence, match="could not be renewed"):
         await streaming()
@@ -714,7 +720,7 @@ async def test_an_error_of_the_bodys_own_goes_first(
         async with ledger.stream(session_id, ttl=0.3):
             await run_out(connection, session_id)
             try:
-                await asyncio.Event().wait()
+                await too_long()
             except asyncio.CancelledError:
                 raise ZeroDivisionError from None
 
@@ -729,7 +735,7 @@ async def test_a_cancellation_by_others_goes_first(
         async with ledger.stream(session_id, ttl=0.3):
             await run_out(connection, session_id)
             try:
-                await asyncio.Event().wait()
+                await too_long()
             except asyncio.CancelledError:
                 task.cancel()  # the lease is lost, and now this
                 raise
