@@ -148,7 +148,7 @@ class OpenAIServer:
                 b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
                 b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
             )
-            for event in [*RECORDINGS[request["model"]], "[DONE]"]:
+            for event in [*_recording(request), "[DONE]"]:
                 if event == CUT:
                     return
                 if event == HOLD:
@@ -162,6 +162,15 @@ class OpenAIServer:
             pass  # the client is gone
         finally:
             writer.close()
+
+
+def _recording(request: dict[str, Any]) -> list[Any]:
+    """The one that the model names; of any other model, one that fits the request."""
+    if request["model"] in RECORDINGS:
+        return RECORDINGS[request["model"]]
+    if "tools" not in request:
+        return RECORDINGS["text"]
+    return RECORDINGS["answer after calls" if request["messages"][-1]["role"] == "tool" else "calls"]
 
 
 async def _send(writer: asyncio.StreamWriter, body: bytes, *, split: bool = False) -> None:

@@ -54,6 +54,24 @@ VARYING = [
 VARYING_COLUMNS = {"pid", "hot_share", "dead_rows", "last_vacuum"}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def openai() -> Iterator[None]:
+    """Stand in for OpenAI: documents find it in their environment."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.client.openai_server"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert server.stdout is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", server.stdout.readline().strip())
+        patch.setenv("OPENAI_API_KEY", "none")
+        yield
+    server.communicate()
+
+
 @dataclass(frozen=True)
 class Block:
     """A block of code, and the output that the document shows for it."""
