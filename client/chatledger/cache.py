@@ -26,7 +26,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 logger = logging.getLogger("chatledger.cache")
 
-_FORMAT = b"1"
+_FORMAT = b"2"
 _CONNECTIONS = 16
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 # What a call may take beyond the timeout, since a session of megabytes takes its time on a sound network too.

@@ -6,24 +6,24 @@ messages that the copy already has. Writes do not touch the cache: the next read
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from chatledger import functions
-from chatledger.errors import InvalidArgument
-from chatledger.models import ChatMessage, ChatSession
+from chatledger.functions import MessageRow
 
 if TYPE_CHECKING:
     from chatledger.cache import CachedSession, SessionCache
     from chatledger.config import Settings
     from chatledger.connections import Run
     from chatledger.functions import Changes
+    from chatledger.models import ChatSession
 
-_messages = TypeAdapter(list[ChatMessage])
+_rows = TypeAdapter(list[MessageRow])
 _CHECKED_AT = "checked_at"
 
 
@@ -42,9 +42,11 @@ async def read_through(
     copy = await cache.get(session_id)
     try:
         if copy is not None and 0 <= time.time() - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
-            return _session(copy.header, copy.messages) if user_id in (None, copy.header["user_id"]) else None
+            if user_id not in (None, copy.header["user_id"]):
+                return None
+            return functions.session_of(copy.header, _parsed(copy.messages))
         return await _checked(cache, run, session_id, user_id, copy, settings)
-    except (ValidationError, InvalidArgument, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         # Garbage of the right shape: Postgres has it right.
         await cache.drop(session_id)
         return await _checked(cache, run, session_id, user_id, None, settings)
@@ -72,16 +74,18 @@ async def _checked(
         return None
 
     header = changes.header | {_CHECKED_AT: checked_at}
-    texts = {sequence: _text(message) for sequence, message in changes.messages.items()}
     if copy is None:
-        if len(texts) >= settings.cache_min_messages:
-            await cache.put(session_id, header, texts)
-        return _session(header, texts)
-    kept = {sequence: text for sequence, text in copy.messages.items() if sequence not in changes.removed}
-    session = _session(header, dict(sorted((kept | texts).items())))
+        if len(changes.messages) >= settings.cache_min_messages:
+            await cache.put(session_id, header, _texts(changes))
+        return functions.session_of(header, [*changes.messages.values()])
+    rows = _parsed(copy.messages)
+    if changes.messages or changes.removed:
+        merged = {row[1]: row for row in rows if row[1] not in changes.removed} | changes.messages
+        rows = [merged[sequence] for sequence in sorted(merged)]
+    session = functions.session_of(header, rows)
     if settings.cache_max_staleness > 0 or changes.header["version"] != copy.header["version"]:
         removed = copy.messages.keys() & changes.removed
-        await cache.update(session_id, copy.header["version"], header, texts, removed)
+        await cache.update(session_id, copy.header["version"], header, _texts(changes), removed)
     return session
 
 
@@ -90,9 +94,9 @@ def _same_session(copy: CachedSession, changes: Changes) -> bool:
     return len(set(created)) == 1 and changes.header["version"] >= copy.header["version"]
 
 
-def _session(header: dict[str, Any], texts: dict[int, str]) -> ChatSession:
-    return functions.session_of(header, _messages.validate_json(f"[{','.join(texts.values())}]"))
+def _texts(changes: Changes) -> dict[int, str]:
+    return {sequence: to_json(row).decode() for sequence, row in changes.messages.items()}
 
 
-def _text(message: dict[str, Any]) -> str:
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat)
+def _parsed(texts: dict[int, str]) -> list[MessageRow]:
+    return _rows.validate_json(f"[{','.join(texts.values())}]")

@@ -6,21 +6,21 @@ caller's works whatever JSON codec was set on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from chatledger import intent
 from chatledger.models import (
-    PLACE_FIELDS,
     AmendReceipt,
     AppendReceipt,
     ChatMessage,
     ChatSession,
     Problem,
+    Role,
     SessionHeader,
     SessionPage,
     ToolCallReceipt,
@@ -125,10 +125,8 @@ async def read_session(
     rows = await connection.fetch(f"{_READ}($1, $2, null, null, $3)", session_id, user_id, last)
     if not rows:
         return None
-    header, *messages = rows
-    # With a codec of the caller's, the rows do not have JSON as text.
-    bodies = _bodies(messages) if isinstance(header["session"], str) else None
-    return session_of(_json(header["session"]), [_message(row) for row in messages], bodies)
+    session = rows[0]["session"]
+    return session_of(_json(session), _message_rows(session, rows[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +135,8 @@ class Changes:
 
     header: dict[str, Any]
     """As JSON has it."""
-    messages: dict[int, dict[str, Any]]
-    """New and amended messages with their places, by sequence."""
+    messages: dict[int, MessageRow]
+    """New and amended messages by sequence."""
     removed: list[int]
 
 
@@ -163,18 +161,18 @@ async def read_changes(
     )
     if not rows:
         return None
+    session = rows[0]["session"]
     return Changes(
-        _json(rows[0]["session"]),
-        {row["sequence"]: _body(row) | _place(row) for row in rows[1:] if not row["removed"]},
+        _json(session),
+        {row[1]: row for row in _message_rows(session, (row for row in rows[1:] if not row["removed"]))},
         [row["sequence"] for row in rows[1:] if row["removed"]],
     )
 
 
-def session_of(
-    header: dict[str, Any], messages: list[ChatMessage], bodies: intent.Bodies | None = None
-) -> ChatSession:
-    """Return the session with this header, as JSON has it, and these messages; their bodies, if they are at hand."""
-    return _header(ChatSession, header, bodies, messages=messages)
+def session_of(header: dict[str, Any], rows: Sequence[MessageRow]) -> ChatSession:
+    """Return the session with this header, as JSON has it, and these messages."""
+    bodies = intent.Bodies((row[0], row[4:]) for row in rows)
+    return _header(ChatSession, header, bodies, messages=[_message(row) for row in rows])
 
 
 def header_of(header: dict[str, Any]) -> SessionHeader:
@@ -241,7 +239,7 @@ async def get_messages(
     limit: int | None,
 ) -> list[ChatMessage]:
     rows = await connection.fetch(
-        f"select {_COLUMNS} from chatledger.get_messages($1, $2, $3, $4, $5)",
+        f"select {', '.join(_COLUMNS)} from chatledger.get_messages($1, $2, $3, $4, $5)",
         session_id,
         user_id,
         after,
@@ -408,14 +406,28 @@ async def purge_sessions(connection: Connection, older_than: timedelta, limit: i
     return int(await connection.fetchval("select * from chatledger.purge_sessions($1, $2)", older_than, limit))
 
 
-_COLUMNS = ", ".join(("message_id", "sequence", "created_at", "amended_version", *intent.FROZEN_FIELDS))
-_BODY = slice(4, 4 + len(intent.FROZEN_FIELDS))
-_READ = f"select {_COLUMNS}, removed, session from chatledger.read_session"
+_PLACE = ("message_id", "sequence", "created_at", "amended_version")
+_COLUMNS = (*_PLACE, *intent.FROZEN_FIELDS)
+_EXTRA = _COLUMNS.index("extra")
+_READ = f"select {', '.join(_COLUMNS)}, removed, session from chatledger.read_session"
+_Text = str | None
+MessageRow = tuple[
+    str, int, datetime, int | None, Role, _Text, _Text, _Text, int | None, _Text, _Text, _Text, _Text, _Text, _Text
+]
+"""A message as the database has it: the values of ``_COLUMNS``, with JSON as text."""
 
-_PLACE = {"message_id"} | PLACE_FIELDS
+
+def _message_rows(session: Any, rows: Iterable[asyncpg.Record]) -> list[MessageRow]:
+    messages = [row[: len(_COLUMNS)] for row in rows]
+    if not isinstance(session, str):  # a codec of the caller's took JSON apart
+        messages = [
+            tuple(to_json(value).decode() if isinstance(value, dict | list) else value for value in row)
+            for row in messages
+        ]
+    return messages
 
 
-def _fields(row: asyncpg.Record) -> dict[str, Any]:
+def _fields(row: MessageRow | asyncpg.Record) -> dict[str, Any]:
     """Return the fields of a message. Written out: a load spends much of its time here."""
     (
         message_id,
@@ -435,7 +447,7 @@ def _fields(row: asyncpg.Record) -> dict[str, Any]:
         extra,
         *_,
     ) = row
-    fields = {
+    fields: dict[str, Any] = {
         "message_id": message_id,
         "role": role,
         "content": content if parts is None else _json(parts),
@@ -450,27 +462,22 @@ def _fields(row: asyncpg.Record) -> dict[str, Any]:
         "created_at": created_at,
         "amended_version": amended_version,
     }
-    # Where the caller's message had a key like one of the place's, ours wins in the model.
-    return fields if extra is None else _json(extra) | fields
+    if extra is not None:
+        # Where the caller's message had a key like one of the place's, ours wins in the model.
+        fields = _json(extra) | fields
+    return fields
 
 
-def _message(row: asyncpg.Record) -> ChatMessage:
+def _message(row: MessageRow | asyncpg.Record) -> ChatMessage:
     fields = _fields(row)
-    return stored_message(fields) if row["extra"] is None else ChatMessage.model_validate(fields)
-
-
-def _bodies(rows: Sequence[asyncpg.Record]) -> intent.Bodies:
-    return intent.Bodies((row["message_id"], row[_BODY]) for row in rows)
+    return stored_message(fields) if row[_EXTRA] is None else ChatMessage.model_validate(fields)
 
 
 def _body(row: asyncpg.Record) -> dict[str, Any]:
     """Return a message as it came in, without its id."""
     body = {name: value for name, value in _fields(row).items() if value is not None and name not in _PLACE}
-    return body | _json(row["extra"] or "{}")
-
-
-def _place(row: asyncpg.Record) -> dict[str, Any]:
-    return {name: row[name] for name in _PLACE}
+    extra: dict[str, Any] = _json(row["extra"] or "{}")
+    return body | extra
 
 
 def _header(model: type[Header], row: Row, bodies: intent.Bodies | None = None, **more: Any) -> Header:

@@ -117,7 +117,8 @@ class Outcome:
 def body_of(message: ChatMessage) -> dict[str, Any]:
     """Return a copy of what can change in a message; of its fields, those that are not None."""
     values = zip(_BODY_FIELDS, _body_values(message.__dict__), strict=True)
-    return {name: _copy(value) for name, value in values if value is not None} | _copy(message.model_extra or {})
+    fields = {name: _copy(value) for name, value in values if value is not None}
+    return fields | {name: _copy(value) for name, value in (message.model_extra or {}).items()}
 
 
 def frozen(message: ChatMessage) -> Frozen | None:

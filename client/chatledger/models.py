@@ -79,7 +79,7 @@ _put = object.__setattr__
 
 
 def stored_message(fields: dict[str, Any]) -> ChatMessage:
-    """Return a message with these fields, all that the model has: quicker than to check again what the ledger checked."""
+    """Return a message with these fields, all that the model has, without checking again what the ledger checked."""
     message = ChatMessage.__new__(ChatMessage)
     # As model_construct does it, which takes several times as long.
     _put(message, "__dict__", fields)

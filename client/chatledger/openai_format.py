@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from chatledger.models import ChatMessage
@@ -40,6 +41,7 @@ _KEYS = {
     "assistant": ("name", *_WITHOUT_TEXT),
     "tool": ("name", "tool_call_id"),
 }
+_NAME = ("name",)
 # What stands for no value; 0 and False are values.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 # What a message has room for once.
@@ -84,10 +86,12 @@ def merge_consecutive_assistant_messages(messages: Sequence[AnyMessage]) -> list
         >>> one.content, len(one.tool_calls)
         ('Let me look.', 1)
     """
+    roles = [message.get("role") if isinstance(message, dict) else message.role for message in messages]
+    if ("assistant", "assistant") not in pairwise(roles):
+        return list(messages)
     runs: list[list[AnyMessage]] = []
     role_before = None
-    for message in messages:
-        role = _get(message, "role")
+    for message, role in zip(messages, roles, strict=True):
         if role == role_before == "assistant" and _fits(message, runs[-1]):
             runs[-1].append(message)
         else:
@@ -140,7 +144,7 @@ def to_openai_messages(
         ['moved_result']
     """
     history = merge_consecutive_assistant_messages(messages)
-    if repair:
+    if repair and not _is_clear(history):
         # Merged again: between two assistant messages there may have been nothing but a result that moved or went.
         history = merge_consecutive_assistant_messages(_repaired(history, on_repair or (lambda _: None)))
     return [_as_dict(message) for message in history]
@@ -229,6 +233,27 @@ def _results_of_calls(messages: list[ChatMessage]) -> tuple[dict[tuple[int, int]
     return results, set(without_result)
 
 
+def _is_clear(messages: list[ChatMessage]) -> bool:
+    """Tell whether there is certainly nothing to repair. Most histories are like that, and repairing takes longer."""
+    waiting: list[str] = []
+    for message in messages:
+        role = message.role
+        if role == "tool":
+            if not waiting or waiting.pop() != message.tool_call_id:
+                return False
+        elif waiting or role == "function" or message.function_call:
+            return False
+        elif role == "assistant":
+            if calls := message.tool_calls:
+                waiting = [_text(call.get("id")) for call in reversed(calls)]
+                named = all((call.get("custom") or call.get("function") or {}).get("name") for call in calls)
+                if not (named and all(waiting)) or len(set(waiting)) < len(waiting):
+                    return False
+            elif _is_empty(message.content):
+                return False
+    return not waiting
+
+
 def _repaired(messages: list[ChatMessage], on_repair: Callable[[Repair], None]) -> list[ChatMessage]:
     def report(kind: RepairKind, message: ChatMessage, call_id: str = "") -> None:
         on_repair(Repair(kind, message.message_id, message.sequence, call_id or None, _EXPLANATIONS[kind]))
@@ -296,19 +321,22 @@ def _result(key: _Key, stored: ChatMessage | None) -> ChatMessage:
 
 
 def _as_dict(message: ChatMessage) -> ChatCompletionMessageParam:
-    fields: dict[str, Any] = {"role": message.role, "content": _copy(message.content)}
-    for key in _KEYS.get(message.role, ("name",)):
-        if value := _get(message, key):
+    role, content = message.role, message.content
+    fields: dict[str, Any] = {"role": role, "content": content if isinstance(content, str) else _copy(content)}
+    values = message.__dict__ | message.model_extra if message.model_extra else message.__dict__
+    for key in _KEYS.get(role, _NAME):
+        if value := values.get(key):
             fields[key] = _copy(value)
-    if not message.content and message.content != "":
-        may_be_null = message.role == "function" or "tool_calls" in fields or "function_call" in fields
+    if not content and content != "":
+        may_be_null = role == "function" or "tool_calls" in fields or "function_call" in fields
         fields["content"] = None if may_be_null else ""
-    for call in fields.get("tool_calls", ()):
-        call.setdefault("type", "custom" if "custom" in call else "function")
-        call.get("function", {}).setdefault("arguments", "{}")
-    fields.get("function_call", {}).setdefault("arguments", "{}")
-    if isinstance(audio := fields.get("audio"), dict) and "id" in audio:
-        fields["audio"] = {"id": audio["id"]}
+    if role == "assistant":
+        for call in fields.get("tool_calls", ()):
+            call.setdefault("type", "custom" if "custom" in call else "function")
+            call.get("function", {}).setdefault("arguments", "{}")
+        fields.get("function_call", {}).setdefault("arguments", "{}")
+        if isinstance(audio := fields.get("audio"), dict) and "id" in audio:
+            fields["audio"] = {"id": audio["id"]}
     return cast("ChatCompletionMessageParam", fields)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatledger import ChatMessage
+from chatledger import ChatMessage, openai_format
 from chatledger.openai_format import (
     NO_NAME,
     NO_RESULT,
@@ -480,6 +480,16 @@ def unchanged(messages: Dicts) -> bool:
     repairs: list[Repair] = []
     again = sent([ChatMessage.model_validate(message) for message in messages], on_repair=repairs.append)
     return again == messages and not repairs
+
+
+@any_history
+@given(history=histories() | st.builds(sent, histories()).map(lambda dicts: [*map(ChatMessage.model_validate, dicts)]))
+def test_what_is_taken_to_be_clear_needs_no_repair(history: list[ChatMessage]) -> None:
+    repairs: list[Repair] = []
+    merged = merge_consecutive_assistant_messages(history)
+    repaired = openai_format._repaired(merged, repairs.append)
+    if openai_format._is_clear(merged):
+        assert (repaired, repairs) == (merged, [])
 
 
 @any_history
