@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import appends, cache
+from bench import appends, cache, loads
 from chatledger import Settings, embedded, migrate
 from chatledger.connections import open_pool
 
@@ -22,6 +22,7 @@ async def run(servers: embedded.EmbeddedServers, rounds: int, console: Console) 
         async with pool.acquire() as connection:
             await migrate(connection)
         await appends.measure(pool, rounds, console)
+        await loads.measure(pool, 3 * rounds, console)
     if servers.redis_url is not None and sys.platform == "linux":
         await cache.measure(servers.database_url, servers.redis_url, 3 * rounds, console)
 

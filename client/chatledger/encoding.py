@@ -69,7 +69,7 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
     elif isinstance(message, Mapping):
         body = dict(message)
     else:
-        raise _invalid(index, "", f"is a {type(message).__name__}; expected a ChatMessage or a mapping")
+        raise invalid_message(index, "", f"is a {type(message).__name__}; expected a ChatMessage or a mapping")
     if "message_id" not in body:
         body["message_id"] = new_id()
     try:
@@ -79,12 +79,14 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
             try:
                 encode_json({field: value})
             except (ValueError, TypeError, RecursionError) as error:
-                raise _invalid(index, str(field), f"is not JSON: {error}") from error
+                raise invalid_message(index, str(field), f"is not JSON: {error}") from error
         raise
 
 
-def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> tuple[list[str], list[str]]:
+def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> tuple[list[str], list[str], list[int]]:
     """Encode the new messages and the amendments of a save; note in each what the ledger will hold of it.
+
+    Returns the new messages, the amendments, and the index of each new message in the caller's list.
 
     Args:
         changed: The messages that are new or were changed.
@@ -95,6 +97,7 @@ def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> t
         InvalidMessage: JSON cannot express a field of a message, or a stored message has another role.
     """
     new: list[str] = []
+    indexes: list[int] = []
     amendments: list[dict[str, Any]] = []
     texts: dict[str, str] = {}
     for change in changed:
@@ -102,20 +105,21 @@ def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> t
         change.stored_id, change.stored = _decoded(text)
         before = change.before
         if before is None:
-            if change.message_id in texts:
-                if texts[change.message_id] != text:
-                    new.append(text)  # two messages with one id: for the ledger to refuse
-                continue
-            texts[change.message_id] = text
-            first = sent.setdefault(change.message_id, text)
+            first = text
+            if change.message_id not in texts:
+                texts[change.message_id] = text
+                first = sent.setdefault(change.message_id, text)
+            elif texts[change.message_id] == text:
+                continue  # with another body it is for the ledger to refuse
             new.append(first)
+            indexes.append(change.index)
             if first == text:
                 continue
             _, before = _decoded(first)
         if before["role"] != change.stored["role"]:
-            raise _invalid(change.index, "role", "cannot change: the message is stored")
+            raise invalid_message(change.index, "role", "cannot change: the message is stored")
         amendments.append(intent.amendment(change.stored_id, before, change.stored))
-    return new, [encode_json(amendment) for amendment in amendments if amendment]
+    return new, [encode_json(amendment) for amendment in amendments if amendment], indexes
 
 
 def _decoded(text: str) -> tuple[str, dict[str, Any]]:
@@ -123,7 +127,8 @@ def _decoded(text: str) -> tuple[str, dict[str, Any]]:
     return body.pop("message_id"), body
 
 
-def _invalid(index: int, field: str, problem: str) -> InvalidMessage:
+def invalid_message(index: int, field: str, problem: str) -> InvalidMessage:
+    """Return the error for a message of a batch."""
     return InvalidMessage(
         f"message {index}: {field} {problem}".replace(":  ", ": "),
         detail={"index": index, "field": field, "problem": problem},

@@ -17,8 +17,8 @@ from chatledger.cache import SessionCache
 from chatledger.cached_read import read_through
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
-from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object
-from chatledger.errors import ChatLedgerError
+from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object, invalid_message
+from chatledger.errors import ChatLedgerError, InvalidMessage
 from chatledger.follow import Listener, SessionEvent, follow, listening_connection
 from chatledger.migrations import migrate
 from chatledger.models import (
@@ -230,7 +230,9 @@ class ChatLedger:
             AmendConflict: Somebody else changed the same field of a message; nothing is stored. Load the session again
                 and decide.
             MessageNotFound: A message that was changed here was removed by somebody else.
-            MessageIdConflict, InvalidMessage, UsageConflict, StaleFence: As for the single calls.
+            InvalidMessage: A message cannot be stored, or the role of a stored one was changed; ``index`` is the
+                message's place in ``session.messages``.
+            MessageIdConflict, UsageConflict, StaleFence: As for the single calls.
         """
         await self._open_database()
         # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
@@ -243,7 +245,7 @@ class ChatLedger:
         intent.remember_usage(session._saved, intended)
         unknown = dict(session._saved.messages_sent)
         try:
-            messages, amendments = encode_changes(intended.messages, session._saved.messages_sent)
+            messages, amendments, indexes = encode_changes(intended.messages, session._saved.messages_sent)
             arguments = (
                 clean_text(session.session_id),
                 _clean(session.user_id),
@@ -258,6 +260,11 @@ class ChatLedger:
         except ChatLedgerError as error:
             if error.sqlstate is not None:  # refused: nothing of this call is stored
                 session._saved.messages_sent = unknown
+            if isinstance(error, InvalidMessage) and isinstance(error.__cause__, asyncpg.PostgresError):
+                # Postgres knows the place in what was sent; the caller knows its list.
+                places = {change.stored_id: change.index for change in intended.messages}
+                place = places[error.detail["message_id"]] if error.index is None else indexes[error.index]
+                raise invalid_message(place, error.field, error.detail["problem"]) from error
             raise
         intent.settle(session, session._saved, intended, outcome)
         return session

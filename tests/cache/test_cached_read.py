@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, urlsplit
 
 import asyncpg
 import pytest
@@ -175,7 +179,7 @@ async def test_nothing_of_an_open_transaction_reaches_the_cache(
     assert len((await load(cached, session)).messages) == 1
 
 
-@pytest.mark.parametrize("garbage", ["string", "message", "shape", "old format", "header"])
+@pytest.mark.parametrize("garbage", ["string", "message", "shape", "tool calls", "old format", "header"])
 async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server: Server, garbage: str) -> None:
     session = await saved(cached, "one", "two")
     name = key(session)
@@ -184,7 +188,10 @@ async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server
     elif garbage == "message":
         server.redis.hset(name, "0", "nonsense")
     elif garbage == "shape":
-        server.redis.hset(name, "0", '{"role": 7}')
+        server.redis.hset(name, "0", '["m", 0, "yesterday", null, 7]')
+    elif garbage == "tool calls":
+        row = json.loads(server.redis.hget(name, "0") or "")
+        server.redis.hset(name, "0", json.dumps([*row[:11], "nonsense", *row[12:]]))
     elif garbage == "old format":
         server.redis.hset(name, "format", "0")
     else:
@@ -214,6 +221,58 @@ async def test_without_redis_at_all(database_url: str) -> None:
     async with ChatLedger(database_url, "unix:///nowhere/redis.sock", settings=every_session()) as ledger:
         session = await saved(ledger, "one")
         assert await load(ledger, session) == session
+
+
+async def counting(listen: str, to: str, stack: AsyncExitStack) -> list[int]:
+    """Pass connections to one socket on to another; return a list of one: how many bytes went there."""
+    sent = [0]
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: bool) -> None:
+        while data := await reader.read(1 << 16):
+            sent[0] += len(data) * up
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_unix_connection(to)
+        await asyncio.gather(pump(reader, there[1], True), pump(there[0], writer, False))
+
+    await stack.enter_async_context(await asyncio.start_unix_server(connected, listen))
+    return sent
+
+
+async def test_g12_one_new_message_costs_the_same_bytes_whatever_the_session_holds(
+    database_url: str, server: Server, socket_folder: Path
+) -> None:
+    """Counted on the wire: what a save sends to Postgres, and what it and the next read write to Redis."""
+    host = parse_qs(urlsplit(database_url).query)["host"][0]
+    costs = []
+    async with AsyncExitStack() as stack:
+        name = "/.s.PGSQL.5432"
+        to_postgres = await counting(f"{socket_folder}{name}", f"{host}{name}", stack)
+        to_redis = await counting(f"{socket_folder}/redis", server.socket, stack)
+        url, redis_url = database_url.replace(quote(host), quote(str(socket_folder))), f"unix://{socket_folder}/redis"
+        ledger = await stack.enter_async_context(
+            ChatLedger(url, redis_url, settings=every_session(pool_size=1, retry_deadline=0))
+        )
+        for count in (10, 10_000):
+            session = ChatSession.new(user_id="u1")
+            session.messages = [user("text") for _ in range(count)]
+            await ledger.save_session(session)
+            for _ in range(2):  # the first time, statements are prepared
+                await load(ledger, session)
+                session.messages.append(user("hi"))
+                to_postgres[0] = to_redis[0] = 0
+                await ledger.save_session(session)
+                written = to_postgres[0], to_redis[0]
+                await load(ledger, session)
+            costs.append((*written, to_redis[0]))
+    (small, at_save, at_read), large = costs
+    assert at_save == 0  # writes leave the cache alone
+    assert large[:2] == (small, 0)
+    # The header in the copy says how many messages there are: in two digits here, in five there.
+    assert 0 < at_read <= large[2] <= at_read + 20
 
 
 async def test_sixteen_writers_and_sixteen_readers_with_flushes(database_url: str, server: Server, psql: Psql) -> None:

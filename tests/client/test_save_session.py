@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Awaitable, Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -458,7 +460,7 @@ async def test_g10_nothing_is_stored_when_a_part_is_refused(ledger: ChatLedger) 
     session.messages += [user("two"), ChatMessage(role="tool", content="no call id")]
     with pytest.raises(InvalidMessage) as refused:
         await ledger.save_session(session)
-    assert (refused.value.index, refused.value.field) == (1, "tool_call_id")
+    assert (refused.value.index, refused.value.field) == (2, "tool_call_id")
     loaded = await load(ledger, session.session_id)
     assert (loaded.version, loaded.title, texts(loaded)) == (version, None, ["one"])
 
@@ -467,22 +469,136 @@ async def test_g10_nothing_is_stored_when_a_part_is_refused(ledger: ChatLedger) 
     assert await load(ledger, session.session_id) == session
 
 
-# Cost
+async def test_g10_another_role_is_refused(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one", "two")
+    session.title, session.messages[1].role = "Title", "assistant"
+    with pytest.raises(InvalidMessage, match="message 1: role cannot change") as refused:
+        await ledger.save_session(session)
+    assert (refused.value.index, refused.value.field) == (1, "role")
+    loaded = await load(ledger, session.session_id)
+    assert (loaded.title, [message.role for message in loaded.messages]) == (None, ["user", "user"])
 
 
-async def test_g12_what_is_sent_is_the_change(ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[int] = []
+@pytest.mark.parametrize(("field", "value"), [("content", 7), ("metadata", {"at": object()}), ("tool_calls", [{}])])
+async def test_g10_a_stored_message_that_cannot_be_amended_is_named(ledger: ChatLedger, field: str, value: Any) -> None:
+    session = await saved(ledger, "one", "two")
+    setattr(session.messages[1], field, value)
+    with pytest.raises(InvalidMessage) as refused:
+        await ledger.save_session(session)
+    assert (refused.value.index, refused.value.field) == (1, field)
+    assert texts(await load(ledger, session.session_id)) == ["one", "two"]
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("metadata", [{"a": None}, {"a": None, "b": [None, {"c": None}]}, {"a": 0.1, "b": 1e300}, {}])
+async def test_metadata_comes_back_as_it_was_saved(ledger: ChatLedger, metadata: dict[str, Any]) -> None:
+    session = ChatSession.new(metadata=metadata)
+    session.messages = [user("one"), user("two")]
+    session.messages[0].metadata = deepcopy(metadata)
+    await ledger.save_session(session)
+    assert await load(ledger, session.session_id) == session
+
+    session.metadata["later"], session.messages[1].metadata = None, deepcopy(metadata)
+    await ledger.save_session(session)
+    assert await load(ledger, session.session_id) == session
+
+    session.metadata.clear()
+    session.messages[0].metadata, session.messages[1].metadata = {}, None
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert loaded == session
+    assert loaded.metadata == {}
+
+
+async def test_a_number_with_more_digits_than_a_float_has_is_no_change(ledger: ChatLedger, psql: Psql) -> None:
+    session = await saved(ledger, "one")
+    third = (
+        "jsonb_build_object('third', 1.0 / 3 + 1e-19, 'in', jsonb_build_array(jsonb_build_object('third', 1.0 / 3)))"
+    )
+    await psql(f"""
+        select chatledger.update_session('{session.session_id}', p_metadata => {third});
+        select chatledger.amend_message('{session.session_id}', '{session.messages[0].message_id}',
+            jsonb_build_object('metadata', {third}));
+    """)
+    copy = await load(ledger, session.session_id)
+    metadata = copy.messages[0].metadata
+    assert metadata is not None
+    for values in (copy.metadata, metadata):
+        values["third"] = 3
+        values["in"][0]["third"] = 3
+    await ledger.save_session(copy)
+    loaded = await load(ledger, session.session_id)
+    assert loaded.metadata == loaded.messages[0].metadata == {"third": 3, "in": [{"third": 3}]}
+
+
+async def test_g10_what_postgres_cannot_store_is_replaced_in_the_copy_too(ledger: ChatLedger) -> None:
+    session = ChatSession.new(user_id="u\0", session_id="s\0", title="t\0", metadata={"k\0": "v\ud800"})
+    session.messages = [
+        ChatMessage.model_validate({"message_id": "m\0", "role": "user", "content": "a\0", "x\0": "\0"})
+    ]
+    await ledger.save_session(session)
+    assert session.messages[0].sequence == 0
+    assert session.messages[0].content == "a\ufffd"
+    assert await load(ledger, session.session_id) == session
+
+    session.messages[0].content = "b\ud800"
+    session.messages[0].metadata = {"k\0": "\0"}
+    session.messages.append(ChatMessage(message_id="n\0", role="user", content="n"))
+    await ledger.save_session(session)
+    assert await load(ledger, session.session_id) == session
+    assert session.messages[1].sequence == 1
+    version = session.version
+    await ledger.save_session(session)
+    assert session.version == version
+
+
+async def test_what_is_changed_while_it_is_saved_is_not_replaced(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await saved(ledger)
+    session.messages.append(user("a\0"))
     real = functions.save_session
 
-    async def measured(connection: Any, *arguments: Any) -> Any:
-        sent.append(len(str(arguments)))
-        return await real(connection, *arguments)
+    async def changed_meanwhile(*arguments: Any) -> Any:
+        outcome = await real(*arguments)
+        session.messages[0].content = "b"
+        return outcome
 
-    for length in (10, 5_000):
-        session = await saved(ledger, *["text"] * length)
-        session.messages.append(ChatMessage(message_id="new", role="user", content="hi"))
-        with monkeypatch.context() as patch:
-            patch.setattr(functions, "save_session", measured)
-            await ledger.save_session(session)
-    assert len(sent) == 2
-    assert sent[0] == sent[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(functions, "save_session", changed_meanwhile)
+        await ledger.save_session(session)
+    assert texts(await load(ledger, session.session_id)) == ["a\ufffd"]
+    await ledger.save_session(session)
+    assert texts(await load(ledger, session.session_id)) == ["b"]
+
+
+async def test_a_copy_that_missed_something_equals_itself_after_json(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    stale = await load(ledger, session.session_id)
+    await ledger.append_messages(session.session_id, [user("missed")])
+    stale.messages.append(user("mine"))
+    await ledger.save_session(stale)
+    copy = ChatSession.model_validate_json(stale.model_dump_json())
+    assert copy == stale
+    copy.messages[0].content = "edited"
+    await ledger.save_session(copy)
+    assert texts(await load(ledger, session.session_id)) == ["edited", "missed", "mine"]
+
+
+@pytest.mark.parametrize("how", ["deep", "pickle", "shallow"])
+async def test_copies_save_on_their_own(ledger: ChatLedger, how: str) -> None:
+    session = await saved(ledger, "one")
+    session.messages[0].metadata = {"before": 1}
+    copy: ChatSession = (
+        pickle.loads(pickle.dumps(session)) if how == "pickle" else session.model_copy(deep=how == "deep")
+    )
+    assert copy == session
+    copy.messages.append(user("of the copy"))
+    session.messages.append(user("of the original"))
+    await ledger.save_session(copy)
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert texts(loaded) == ["one", "of the copy", "of the original"]
+    assert loaded.messages[0].metadata == {"before": 1}

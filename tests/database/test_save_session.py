@@ -138,6 +138,48 @@ async def test_g4_so_is_a_key_of_a_messages_metadata(connection: Connection) -> 
         await save(connection, 2, amendments=[{"message_id": "m0", "metadata": {"k": {"from": 1, "to": 3}}}])
 
 
+async def test_a_null_is_not_the_same_as_nothing(connection: Connection) -> None:
+    await new_session(connection, [user("m0", x=1)])
+    to_null = {"to": None}
+    amendment = {"message_id": "m0", "fields": {"x": {"from": 1} | to_null}, "metadata": {"k": to_null}}
+    await save(connection, 2, head={"metadata": {"k": to_null, "gone": {"to": 1}}}, amendments=[amendment])
+    assert (await header(connection))["metadata"] == {"k": None, "gone": 1}
+    [message] = await bodies(connection)
+    assert (message["x"], message["metadata"]) == (None, {"k": None})
+
+    removed = {"from": None}
+    amendment = {"message_id": "m0", "fields": {"x": removed}, "metadata": {"k": removed}}
+    await save(connection, 2, head={"metadata": {"k": removed, "gone": {"from": 1}}}, amendments=[amendment])
+    assert (await header(connection))["metadata"] == {}
+    [message] = await bodies(connection)
+    assert ("x" in message, message["metadata"]) == (False, {})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("0.33333333333333333333", "0.3333333333333333", True),
+        ("0.1", "0.10000000000000002", False),
+        ('{"a": [1, 0.33333333333333333333]}', '{"a": [1, 0.3333333333333333]}', True),
+        ('{"a": [1, 0.33333333333333333333]}', '{"a": [2, 0.3333333333333333]}', False),
+        ('{"a": 1, "b": 0.33333333333333333333}', '{"b": 0.3333333333333333}', False),
+        ("[0.33333333333333333333]", "[0.3333333333333333, 1]", False),
+        ("1e400", "1e401", False),
+        ("1e-400", "0", False),
+        ("1", "true", False),
+        ("null", None, False),
+        (None, None, True),
+    ],
+)
+async def test_numbers_are_compared_as_clients_hold_them(
+    connection: Connection, one: str | None, other: str | None, same: bool
+) -> None:
+    for pair in ((one, other), (other, one)):
+        assert (
+            await connection.fetchval("select chatledger.same_value($1::text::jsonb, $2::text::jsonb)", *pair) is same
+        )
+
+
 async def test_g4_tool_calls_added_by_two_copies_both_stay(connection: Connection) -> None:
     await new_session(connection, [assistant("m0", call("c0"))])
     for call_id in ("c1", "c2", "c1"):
@@ -152,6 +194,8 @@ async def test_g4_tool_calls_added_by_two_copies_both_stay(connection: Connectio
         ({"messages": [user("m1"), {"role": "?"}]}, "CL007"),
         ({"messages": [user("m0", "another body")]}, "CL003"),
         ({"amendments": [{"message_id": "m0", "fields": {"content": {"from": "hi", "to": 7}}}]}, "CL007"),
+        ({"amendments": [{"message_id": "m0", "fields": {"role": {"from": "user", "to": "assistant"}}}]}, "CL007"),
+        ({"amendments": [{"message_id": "m0", "fields": {"message_id": {"to": "m1"}}}]}, "CL007"),
         ({"amendments": [{"message_id": "none", "fields": {"content": {"to": "x"}}}]}, "CL009"),
         ({"usage": [tokens("use", -1)]}, "CL008"),
         ({"usage": [tokens("", 1)]}, "CL008"),

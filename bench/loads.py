@@ -1,0 +1,87 @@
+"""Loads: a whole session as a ChatSession, against the bare fetch of its rows; and looking for changes before a save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import track
+from rich.table import Table
+
+from bench.appends import TEXT
+from bench.medians import Medians
+from chatledger import ChatLedger, ChatMessage, intent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from chatledger.connections import Pool
+
+LENGTH = 2_000
+ROWS = """
+    select message_id, sequence, created_at, amended_version, role, name, tool_call_id, refusal, duration_ms, content,
+        content_parts, tool_calls, function_call, metadata, extra
+    from chatledger.messages where session_id = $1 order by sequence
+"""
+
+
+def texts(count: int) -> list[ChatMessage]:
+    return [ChatMessage(role="user", content=TEXT) for _ in range(count)]
+
+
+def turns(count: int) -> list[ChatMessage]:
+    """Four messages a turn, one of them with a tool call, one with metadata."""
+    messages = []
+    for n in range(count // 4):
+        call = {"id": f"call_{n}", "type": "function", "function": {"name": "search", "arguments": '{"q": "Oslo"}'}}
+        messages += [
+            ChatMessage(role="user", content=TEXT),
+            ChatMessage(role="assistant", tool_calls=[call]),
+            ChatMessage(role="tool", tool_call_id=f"call_{n}", content=TEXT, metadata={"took": 1.5}),
+            ChatMessage(role="assistant", content=TEXT),
+        ]
+    return messages
+
+
+async def measure(pool: Pool, rounds: int, console: Console) -> None:
+    """Fetch and load in turn, so many rounds, and print the medians."""
+    ledger = ChatLedger(pool)
+    milliseconds = Medians()
+    for kind, made in (("texts", texts), ("turns with tool calls", turns)):
+        session = await ledger.create_session()
+        await ledger.append_messages(session.session_id, made(LENGTH))
+        held = await ledger.get_session(session.session_id)
+        assert held is not None
+
+        async def fetch(session_id: str = session.session_id) -> Any:
+            async with pool.acquire() as connection:
+                return await connection.fetch(ROWS, session_id)
+
+        async def load(session_id: str = session.session_id) -> Any:
+            return await ledger.get_session(session_id)
+
+        async def look(held: Any = held) -> Any:
+            return intent.changes(held, held._saved, "usage")
+
+        async def convert(held: Any = held) -> Any:
+            return held.to_openai_messages()
+
+        ways: dict[str, Callable[[], Awaitable[Any]]] = {
+            "bare fetch": fetch,
+            "load": load,
+            "look for changes": look,
+            "to OpenAI": convert,
+        }
+        for _ in track(range(rounds), f"loads of {kind}", console=console):
+            for way, work in ways.items():
+                began = time.perf_counter()
+                await work()
+                milliseconds.add(f"{LENGTH:,} messages, {kind}", way, (time.perf_counter() - began) * 1000)
+
+    table = Table("session", "what", "median ms", "of the bare fetch")
+    for what, took in milliseconds.by_what().items():
+        for way, median in took.items():
+            table.add_row(what, way, f"{median:.2f}", f"{median / took['bare fetch']:.2f}")
+        table.add_section()
+    console.print(table)
