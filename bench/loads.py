@@ -1,4 +1,4 @@
-"""Loads: a whole session as a ChatSession, against the bare fetch of its rows; and looking for changes before a save."""
+"""Loads: a whole session as a ChatSession, against the bare fetch of its rows; and what a save looks for."""
 
 from __future__ import annotations
 

@@ -307,10 +307,9 @@ def _events(changes: Changes, known: SessionHeader, header: SessionHeader, posit
     if changes.removed:
         # Whatever is removed goes with all that was behind it.
         yield SessionEvent(kind="truncated", sequence=min(changes.removed), session=header)
-    for sequence, message in changes.messages.items():
+    for sequence, row in changes.messages.items():
         kind: Literal["amended", "appended"] = "amended" if sequence < position else "appended"
-        body = ChatMessage.model_validate(message)
-        yield SessionEvent(kind=kind, sequence=sequence, message=body, session=header)
+        yield SessionEvent(kind=kind, sequence=sequence, message=functions.message_of(row), session=header)
     if known.model_dump(exclude=_CHANGES_OF_OTHERS) != header.model_dump(exclude=_CHANGES_OF_OTHERS):
         yield SessionEvent(kind="header", session=header)
 

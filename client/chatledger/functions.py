@@ -172,7 +172,7 @@ async def read_changes(
 def session_of(header: dict[str, Any], rows: Sequence[MessageRow]) -> ChatSession:
     """Return the session with this header, as JSON has it, and these messages."""
     bodies = intent.Bodies((row[0], row[4:]) for row in rows)
-    return _header(ChatSession, header, bodies, messages=[_message(row) for row in rows])
+    return _header(ChatSession, header, bodies, messages=[message_of(row) for row in rows])
 
 
 def header_of(header: dict[str, Any]) -> SessionHeader:
@@ -246,7 +246,7 @@ async def get_messages(
         before,
         limit,
     )
-    return [_message(row) for row in rows]
+    return [message_of(row) for row in rows]
 
 
 async def list_sessions(
@@ -468,7 +468,8 @@ def _fields(row: MessageRow | asyncpg.Record) -> dict[str, Any]:
     return fields
 
 
-def _message(row: MessageRow | asyncpg.Record) -> ChatMessage:
+def message_of(row: MessageRow | asyncpg.Record) -> ChatMessage:
+    """Return the message that the database has so."""
     fields = _fields(row)
     return stored_message(fields) if row[_EXTRA] is None else ChatMessage.model_validate(fields)
 

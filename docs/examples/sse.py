@@ -33,7 +33,7 @@ async def events(request: Request) -> StreamingResponse:
     ledger: ChatLedger = request.state.ledger
     session_id, user_id = request.path_params["session_id"], user_of(request)
     try:
-        after = int(request.headers.get("last-event-id") or request.query_params.get("after", -1))
+        after = int(request.headers.get("last-event-id") or request.query_params.get("after") or -1)
     except ValueError:
         raise HTTPException(400, "Last-Event-ID is a sequence") from None
     # Now, since the status cannot be changed once the stream has begun.

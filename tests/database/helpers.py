@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from chatledger import ChatLedger, ChatSession, functions
-from chatledger.cached_read import _session, _text
+from chatledger.cached_read import _parsed, _texts
 from chatledger.transfer import export_sessions
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ async def all_is_readable(connection: Connection) -> None:
         session.to_openai_messages()
         changes = await functions.read_changes(connection, session_id, None, None)
         assert changes is not None
-        copied = _session(changes.header, {place: _text(message) for place, message in changes.messages.items()})
+        copied = functions.session_of(changes.header, _parsed(_texts(changes)))
         assert copied == session
     assert all([json.loads(line) async for line in export_sessions(ChatLedger(connection))])
 
