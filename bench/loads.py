@@ -1,4 +1,4 @@
-"""Loads: a whole session as a ChatSession, against the bare fetch of its rows; and what a save looks for."""
+"""Loads: a session as a ChatSession, against the bare fetch of its rows; and what is done with it in memory."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from chatledger.errors import SessionNotFound
 from chatledger.ledger import ChatLedger
 from chatledger.models import ChatMessage, ChatSession, SessionPage
 
-# One for each event loop, since connections belong to their loop.
-_ledgers: dict[asyncio.AbstractEventLoop, ChatLedger] = {}
+# One for each event loop, since connections belong to their loop; and whether it is ours to close.
+_ledgers: dict[asyncio.AbstractEventLoop, tuple[ChatLedger, bool]] = {}
 
 
 def default_ledger() -> ChatLedger:
@@ -20,19 +20,22 @@ def default_ledger() -> ChatLedger:
         # A ledger refers to its loop, so an entry never goes by itself.
         for ended in [other for other in _ledgers if other.is_closed()]:
             del _ledgers[ended]
-        _ledgers[loop] = ChatLedger()
-    return _ledgers[loop]
+        _ledgers[loop] = ChatLedger(), True
+    return _ledgers[loop][0]
 
 
 def set_default_ledger(ledger: ChatLedger) -> None:
     """Make a ledger this event loop's default, in tests for example. Closing it stays the caller's."""
-    _ledgers[asyncio.get_running_loop()] = ledger
+    _ledgers[asyncio.get_running_loop()] = ledger, False
 
 
 async def close_default_ledger() -> None:
-    """Close this event loop's default ledger, if there is one; the next use opens a new one."""
-    ledger = _ledgers.pop(asyncio.get_running_loop(), None)
-    if ledger is not None:
+    """Close this event loop's default ledger, if there is one; one that was set is only let go of.
+
+    The next use opens a new one.
+    """
+    ledger, ours = _ledgers.pop(asyncio.get_running_loop(), (None, False))
+    if ledger is not None and ours:
         await ledger.close()
 
 

@@ -39,13 +39,6 @@ class Bodies(dict[str, Frozen]):
     """The bodies of the messages that were read, by id."""
 
 
-class Turn(asyncio.Lock):
-    """One save of an object at a time: the next one starts from what the last one saved. A copy has its own."""
-
-    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        return Turn, ()
-
-
 @dataclass
 class Saved:
     """What the ledger is known to hold of a session, as far as a caller can change it in its copy."""
@@ -57,12 +50,22 @@ class Saved:
     """The session's version when this was known."""
     messages: dict[str, Frozen] = field(default_factory=dict)
     """The body of each stored message, by its id."""
-    turn: Turn = field(default_factory=Turn, repr=False)
     messages_sent: dict[str, str] = field(default_factory=dict)
     """New messages that were sent and may be stored, by id, as they were sent. Sent again like that, with what was
     changed since as an amendment."""
     usage_sent: list[dict[str, Any]] = field(default_factory=list)
     """Usage that was sent, until it is known to be recorded: after an unknown outcome it is sent with the same id."""
+    _turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = field(default=None, repr=False)
+
+    def turn(self) -> asyncio.Lock:
+        """One save of an object at a time: the next one starts from what the last one saved. A copy has its own."""
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            self._turn = loop, asyncio.Lock()
+        return self._turn[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_turn": None}
 
     def __deepcopy__(self, memo: Any) -> Saved:
         return replace(
@@ -71,7 +74,7 @@ class Saved:
             metadata=_copy(self.metadata),
             usage=dict(self.usage),
             messages=dict(self.messages),
-            turn=Turn(),
+            _turn=None,
             messages_sent=dict(self.messages_sent),
             usage_sent=_copy(self.usage_sent),
         )

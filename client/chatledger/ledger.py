@@ -237,7 +237,7 @@ class ChatLedger:
         await self._open_database()
         # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
         on_pool = isinstance(self._given, str | asyncpg.Pool | None)
-        async with session._saved.turn if on_pool else nullcontext():
+        async with session._saved.turn() if on_pool else nullcontext():
             return await self._save(session, fence)
 
     async def _save(self, session: ChatSession, fence: int | None) -> ChatSession:

@@ -3,7 +3,8 @@
 --        appended or amended: (message_id, sequence, created_at, amended_version)
 --
 -- Saves what one caller changed in its copy of a session, in one call: whole or not at all. Changes come as {"from", "to"}:
--- what the caller saw and what it wants; without "from" or "to" the value was, or is to be, absent.
+-- what the caller saw and what it wants; without "from" or "to" the value was, or is to be, absent. Numbers are compared as
+-- doubles, since most clients hold them so.
 --
 -- p_read_version  the session's version that the caller read; null or 0: it never saved this session, so create it.
 --               Otherwise one that is gone stays gone.
@@ -11,7 +12,8 @@
 --               stays as they left it: the returned header tells.
 -- p_messages    new messages, as for append_messages
 -- p_amendments  objects {"message_id", "fields": changes, "metadata": changes of its keys, "add_tool_calls": […]}. A field
---               that somebody else changed since is refused; a tool call whose id the message has is passed over.
+--               that somebody else changed since is refused, and so are "role" and "message_id"; a tool call whose id
+--               the message has is passed over.
 -- p_usage       objects {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens"}, each added exactly once
 -- p_fence       the fence of the stream that writes
 --

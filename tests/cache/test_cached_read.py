@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -153,11 +154,20 @@ async def test_g8_a_copy_is_not_for_others(cached: ChatLedger, database_url: str
 
 
 async def test_cache_max_staleness_returns_a_copy_unchecked(
-    cached: ChatLedger, database_url: str, server: Server, psql: Psql
+    cached: ChatLedger, database_url: str, server: Server, psql: Psql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await saved(cached, "one")
     await psql(f"select chatledger.update_session('{session.session_id}', p_title => 'psql')")
     async with ChatLedger(database_url, server.url, settings=every_session(cache_max_staleness=600)) as stale:
+        assert (await load(stale, session)).title is None
+        with monkeypatch.context() as patch:
+            now = time.time()
+            patch.setattr(time, "time", lambda: now + 601)
+            assert (await load(stale, session)).title == "psql"
+        server.redis.delete(key(session))
+        await psql(f"select chatledger.update_session('{session.session_id}', p_title => '')")
+        await load(stale, session)
+        await psql(f"select chatledger.update_session('{session.session_id}', p_title => 'psql')")
         assert (await load(stale, session)).title is None
         assert (await load(cached, session)).title == "psql"
         assert (await load(stale, session)).title == "psql"
@@ -200,7 +210,9 @@ async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server
         assert await load(cached, session) == session
 
 
-async def test_redis_stopped_killed_and_back(database_url: str, own_server: Server) -> None:
+async def test_redis_stopped_killed_and_back(
+    database_url: str, own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     async with ChatLedger(database_url, own_server.url, settings=every_session()) as ledger:
         session = await saved(ledger, "one")
         own_server.pause()
@@ -213,6 +225,7 @@ async def test_redis_stopped_killed_and_back(database_url: str, own_server: Serv
         session.messages.append(user("killed"))
         await ledger.save_session(session)
         assert await load(ledger, session) == session
+        assert [record.levelname for record in caplog.records] == ["WARNING"]  # once for all of it
         own_server.start()
         assert await load(ledger, session) == session
 

@@ -75,6 +75,10 @@ async def test_the_default_ledger_can_be_set(ledger: ChatLedger, monkeypatch: py
     session = await create_chat_session("u1")
     assert await ledger.get_session(session.session_id) == session
 
+    await chatledger.close_default_ledger()
+    assert await ledger.get_session(session.session_id) == session  # not ours to close
+    assert chatledger.default_ledger() is not ledger
+
 
 def test_without_a_database_url_the_default_ledger_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     # Where the server's user can reach it when we are root.
@@ -120,3 +124,45 @@ def test_a_second_event_loop_has_a_default_ledger_of_its_own() -> None:
         return session.session_id
 
     assert asyncio.run(use()) != asyncio.run(use())
+
+
+def test_one_session_object_is_used_in_several_event_loops() -> None:
+    session = ChatSession.new(user_id="u1")
+
+    async def use() -> None:
+        session.messages += [user(), user()]
+        await asyncio.gather(*(upsert_chat_session(session) for _ in range(3)))
+        assert await get_chat_session(session.session_id) == session
+        await chatledger.close_default_ledger()
+
+    for _ in range(2):
+        asyncio.run(use())
+    assert [message.sequence for message in session.messages] == [0, 1, 2, 3]
+
+
+async def test_one_message_object_in_several_sessions() -> None:
+    message = user("shared")
+    sessions = [await create_chat_session("u1") for _ in range(3)]
+    for session in sessions:
+        session.messages.append(message)
+    await asyncio.gather(*map(upsert_chat_session, sessions))
+    message.content = "changed"
+    for session in sessions:
+        await upsert_chat_session(session)
+        loaded = await get_chat_session(session.session_id)
+        assert loaded is not None
+        assert [(m.sequence, m.content) for m in loaded.messages] == [(0, "changed")]
+
+
+async def test_a_title_is_not_reverted_by_a_stale_copy() -> None:
+    session = await create_chat_session("u1")
+    assert await update_session_title(session.session_id, "Newer", only_if_empty=True)
+    session.messages.append(user())
+    await upsert_chat_session(session)
+    assert session.title == "Newer"
+    session.title = "Mine"
+    assert await update_session_title(session.session_id, "Newest")
+    await upsert_chat_session(session)
+    loaded = await get_chat_session(session.session_id)
+    assert loaded is not None
+    assert (session.title, loaded.title) == ("Newest", "Newest")

@@ -61,6 +61,7 @@ async def test_a_new_session_is_created_and_equals_what_is_loaded(ledger: ChatLe
     saved = await ledger.save_session(session)
     assert saved is session
     assert [m.sequence for m in session.messages] == [0, 1]
+    assert {m.created_at for m in session.messages} == {session.updated_at}
     assert session.saved_message_count == 2
     assert await load(ledger, session.session_id) == session
 
@@ -120,13 +121,14 @@ async def test_one_list_of_messages_in_several_sessions_is_stored_in_full_in_eac
 
 
 async def test_a_window_saves_what_is_new(ledger: ChatLedger) -> None:
-    session = await saved(ledger, *(str(n) for n in range(60)))
-    window = await load(ledger, session.session_id, last=5)
+    session = await saved(ledger, *(str(n) for n in range(1_500)))
+    window = await load(ledger, session.session_id, last=50)
+    assert texts(window) == [str(n) for n in range(1_450, 1_500)]
     window.messages.append(user("new"))
     await ledger.save_session(window)
-    assert window.messages[-1].sequence == 60
-    assert window.saved_message_count == 61
-    assert len((await load(ledger, session.session_id)).messages) == 61
+    assert window.messages[-1].sequence == 1_500
+    assert window.saved_message_count == 1_501
+    assert texts(await load(ledger, session.session_id)) == [*map(str, range(1_500)), "new"]
 
 
 async def test_a_copy_that_went_through_json_saves_its_changes(ledger: ChatLedger) -> None:
