@@ -241,6 +241,9 @@ class ChatLedger:
             return await self._save(session, fence)
 
     async def _save(self, session: ChatSession, fence: int | None) -> ChatSession:
+        for index, message in enumerate(session.messages):
+            if not isinstance(message, ChatMessage):  # pydantic does not look at what is appended to a list
+                raise invalid_message(index, "", f"is a {type(message).__name__}; expected a ChatMessage")
         intended = intent.changes(session, session._saved, new_id())
         intent.remember_usage(session._saved, intended)
         unknown = dict(session._saved.messages_sent)

@@ -491,6 +491,16 @@ async def test_g10_a_stored_message_that_cannot_be_amended_is_named(ledger: Chat
     assert texts(await load(ledger, session.session_id)) == ["one", "two"]
 
 
+async def test_g10_a_dict_is_no_message_of_a_session(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one")
+    session.messages.append({"role": "user", "content": "two"})  # type: ignore[arg-type]
+    with pytest.raises(InvalidMessage, match="message 1: is a dict; expected a ChatMessage"):
+        await ledger.save_session(session)
+    session.messages[1] = ChatMessage.model_validate(session.messages[1])
+    await ledger.save_session(session)
+    assert await load(ledger, session.session_id) == session
+
+
 # What comes back
 
 
