@@ -113,10 +113,13 @@ class Stream:
         self._check()
         if is_empty(chunk):
             return
-        if not self._messages or not self._messages[-1].takes(chunk):
+        if self._messages and self._messages[-1].takes(chunk):
+            self._messages[-1].add(chunk)
+        else:
+            message = GrowingMessage()
+            message.add(chunk)
             self._close_message()
-            self._messages.append(GrowingMessage())
-        self._messages[-1].add(chunk)
+            self._messages.append(message)
         self._grown.set()
 
     async def append(

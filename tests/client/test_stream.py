@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from openai import APIConnectionError, AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
 
 from chatledger import (
     AmendConflict,
@@ -29,7 +30,8 @@ from chatledger import (
     Usage,
     functions,
 )
-from tests.client.openai_server import USAGE, OpenAIServer, openai_server
+from tests.client.openai_server import TEXT, USAGE, OpenAIServer, openai_server
+from tests.client.openai_server import chunk as chunk_of
 from tests.client.test_retries import answers_lost
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
@@ -261,6 +263,23 @@ async def test_a_call_that_was_cut_off_is_not_stored(
     sent: list[Any] = [*(await load(ledger, session_id)).to_openai_messages()]
     assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
     assert sent[-1]["tool_call_id"] == "call_oslo"
+
+
+async def test_a_chunk_that_openai_cannot_make_sense_of(
+    ledger: ChatLedger, session_id: str, openai: AsyncOpenAI
+) -> None:
+    senseless = ChatCompletionChunk.model_validate(chunk_of({"citations": [{"url": "https://example.com"}]}))
+
+    async def streaming() -> None:
+        async with ledger.stream(session_id) as stream:
+            for text in TEXT:
+                await stream.feed(ChatCompletionChunk.model_validate(text))
+            await stream.feed(senseless)
+            await stream.feed(senseless)
+
+    with pytest.raises(RuntimeError, match="index"):
+        await streaming()
+    await check_interrupted(ledger, session_id, openai)
 
 
 async def test_a_task_that_is_cancelled(
