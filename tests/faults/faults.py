@@ -58,7 +58,7 @@ async def backends_terminated(running: Running) -> None:
     async with running.admin() as admin:
         await admin.execute(
             "select pg_terminate_backend(pid)"
-            " from (select pid from pg_stat_activity where usename = 'backend' order by random() limit 4) as some"
+            " from (select pid from pg_stat_activity where usename = 'backend' order by random() limit 6) as backend"
         )
 
 

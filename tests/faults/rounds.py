@@ -36,6 +36,17 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
 """Seconds after which a round counts as one that hangs."""
 
+DISTURBED = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutdowns
+    asyncpg.InsufficientResourcesError,  # no connection, no room
+    asyncpg.DeadlockDetectedError,
+)
+"""What a fault may come to when another one strikes at the same time."""
+
 
 class Child:
     """A process of writers."""
@@ -222,8 +233,7 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
 
 
 async def _strike(fault: Fault, running: Running) -> None:
-    # What a fault does to another one is no concern of the ledger's.
-    with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    with contextlib.suppress(*DISTURBED):
         await fault(running)
 
 
