@@ -54,6 +54,7 @@ class Child:
     def __init__(self, job: Job, jobs: socket.socket) -> None:
         self.job = job
         self.lines: list[str] = []
+        self.begun = asyncio.Event()
         self._finished = False
         self._ours, theirs = socket.socketpair()
         with theirs:
@@ -67,6 +68,7 @@ class Child:
             self._writer.write(b"\n")
         while (line := await reader.readline()).endswith(b"\n"):
             self.lines.append(line.decode())
+            self.begun.set()
         self._writer.close()
         self.pid = 0
 
@@ -199,17 +201,17 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
             start(job)
         for one in by_hand:
             group.create_task(one.run())
-        await asyncio.sleep(0.05)
-        ends = time.monotonic() + seconds
-        moments = sorted(choice.random() * seconds * 0.8 for _ in faults)
+        for child in children:
+            await child.begun.wait()
         began = time.monotonic()
+        moments = sorted(choice.random() * seconds * 0.8 for _ in faults)
         striking = []
         for moment, fault in zip(moments, faults, strict=True):
             await asyncio.sleep(max(0, began + moment - time.monotonic()))
             result.faults[fault.__name__] += 1
             striking.append(asyncio.create_task(_strike(fault, running)))
         await asyncio.gather(*striking)
-        await asyncio.sleep(max(0, ends - time.monotonic()))
+        await asyncio.sleep(max(0, began + seconds - time.monotonic()))
         rig.proxy.to_lose = 0
         await rig.postgres.ready()
         for child in children:

@@ -152,7 +152,6 @@ class ClientWriter(Writer):
         super().__init__(name, job, recorder, finish)
         self.ledger = ledger
         self.own: dict[str, list[str]] = {session.id: [] for session in job.sessions}
-        self.added: list[tuple[Session, str]] = []
         self.copies: dict[str, ChatSession | None] = {}
         self.usage: dict[str, list[tuple[str, int]]] = {}  # what a copy counted and was not told to be saved
 
@@ -250,8 +249,6 @@ class ClientWriter(Writer):
 
     async def add_tool_call(self, session: Session) -> None:
         name = self.new_name()
-        if self.added and self.choice.random() < 0.4:
-            session, name = self.choice.choice(self.added)  # delivered once more, however late
         for _ in range(2):
             work = self.ledger.add_tool_call(session.id, tool_call(name), message_id=f"{name}-holder")
             sent = {"tool_call": tool_call(name), "message_id": f"{name}-holder"}
@@ -260,8 +257,9 @@ class ClientWriter(Writer):
                 self.recorder.end(
                     call, "acknowledged", {"message_id": receipt.message_id, "sequence": receipt.sequence}
                 )
-                self.added.append((session, name))
-                return
+                if self.choice.random() < 0.5:
+                    return
+                await self.append_until_known(session)  # else: delivered once more, in another turn perhaps
 
     async def record_usage(self, session: Session) -> None:
         name, tokens = self.new_name(), self.choice.randrange(1, 100)
