@@ -8,7 +8,7 @@ TESTS ?= tests
 ROUNDS ?= 500
 SEED ?= 1
 
-.PHONY: demo demo-picture test torture lint types bench install-sql upgrade-snapshot wheel clean
+.PHONY: demo demo-picture test torture lint types bench bench-peers install-sql upgrade-snapshot wheel clean
 
 demo: .venv/ready
 	$(BIN)/chatledger demo
@@ -28,8 +28,12 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-bench: .venv/ready
-	$(BIN)/python -m bench
+# Both write docs/benchmarks.md. BENCH=--big measures a ledger of 5,000,000 messages too.
+bench: .venv/bench-ready
+	$(BIN)/python -m bench $(BENCH)
+
+bench-peers: .venv/bench-ready
+	$(BIN)/python -m bench.peers
 
 # Writes db/install.sql anew, after a file was added to db/ or a new migration was edited.
 install-sql: .venv/ready
@@ -49,6 +53,10 @@ wheel: .venv/ready
 
 clean:
 	rm -rf .venv dist
+
+.venv/bench-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("chatledger needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

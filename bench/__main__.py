@@ -1,43 +1,51 @@
-"""``python -m bench``: ratios of medians, from runs in turn on one embedded server with fsync on."""
+"""``python -m bench``: medians, from runs in turn on one embedded server with fsync on, and docs/benchmarks.md."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import appends, cache, loads
+from bench import appends, cache, flatness, function, lists, loads, notifications, page
 from chatledger import Settings, embedded, migrate
 from chatledger.connections import open_pool
 
 
-async def run(servers: embedded.EmbeddedServers, rounds: int, console: Console) -> None:
+async def run(servers: embedded.EmbeddedServers, rounds: int, big: bool, console: Console) -> None:
+    if servers.redis_url is None:
+        raise SystemExit("The benchmarks need the embedded Redis too.")
     pool = await open_pool(servers.database_url, Settings(pool_size=appends.WRITERS + 1))
     async with pool:
         async with pool.acquire() as connection:
             await migrate(connection)
-        await appends.measure(pool, rounds, console)
-        await loads.measure(pool, 3 * rounds, console)
-    if servers.redis_url is not None and sys.platform == "linux":
-        await cache.measure(servers.database_url, servers.redis_url, 3 * rounds, console)
+        server = await pool.fetchval("show server_version")
+        await function.measure(servers, rounds, server, console)
+        await appends.measure(pool, servers.redis_url, rounds, server, console)
+        await flatness.measure_lengths(pool, rounds, server, console)
+        await loads.measure(pool, 3 * rounds, server, console)
+        await cache.measure(servers.database_url, servers.redis_url, 3 * rounds, server, console)
+        await lists.measure(pool, rounds, server, console)
+        if big:
+            await flatness.measure_sizes(servers.database_url, rounds, server, console)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--big", action="store_true", help="with appends to a ledger of 5,000,000 messages")
+    arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chatledger-bench-"))
     folder.chmod(0o755)  # for the server's user, when we are root
     try:
         with embedded.start(folder) as servers:
-            asyncio.run(run(servers, rounds, Console()))
+            asyncio.run(run(servers, arguments.rounds, arguments.big, Console()))
     finally:
         shutil.rmtree(folder)
+    page.write()
 
 
 main()

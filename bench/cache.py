@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import track
-from rich.table import Table
 
 from bench.appends import batch
 from bench.medians import Medians
+from bench.results import keep
 from chatledger import ChatLedger, Settings
 from chatledger.connections import open_pool
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+TITLE, CPU_TITLE = "Reads with and without the cache", "Postgres' work for a read with and without the cache"
 LENGTHS = (10, 100, 1_000, 10_000)
 
 
@@ -26,8 +27,8 @@ def cpu_seconds(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-async def measure(database_url: str, redis_url: str, rounds: int, console: Console) -> None:
-    """Read sessions of several lengths, unchanged and with one message more, in turn; print the medians."""
+async def measure(database_url: str, redis_url: str, rounds: int, server: str, console: Console) -> None:
+    """Read sessions of several lengths, unchanged and with one message more, in turn; keep the medians."""
     milliseconds, cpu = Medians(), Medians()
     async with AsyncExitStack() as stack:
         # A pool of one connection each, so that it is known which server process did the work.
@@ -51,10 +52,5 @@ async def measure(database_url: str, redis_url: str, rounds: int, console: Conso
                         milliseconds.add(what, way, (time.perf_counter() - began) * 1000)
                         cpu.add(what, way, (cpu_seconds(pid) - used) * 1000)
 
-    table = Table("read", "way", "median ms", "of without", "Postgres CPU ms", "of without")
-    for (what, took), worked in zip(milliseconds.by_what().items(), cpu.by_what().values(), strict=True):
-        for way, median in took.items():
-            ratios = f"{median / took['without']:.2f}", f"{worked[way] / worked['without']:.2f}"
-            table.add_row(what, way, f"{median:.2f}", ratios[0], f"{worked[way]:.2f}", ratios[1])
-        table.add_section()
-    console.print(table)
+    keep(TITLE, "ms", milliseconds.by_what(), server, console)
+    keep(CPU_TITLE, "ms of CPU", cpu.by_what(), server, console)

@@ -24,10 +24,9 @@ class Store(Protocol):
 class Chatledger:
     """The client as an application calls it: models in, receipts out."""
 
-    name = "chatledger"
-
-    def __init__(self, pool: Pool) -> None:
-        self.ledger = ChatLedger(pool)
+    def __init__(self, ledger: ChatLedger, name: str = "chatledger") -> None:
+        self.ledger = ledger
+        self.name = name
 
     async def append(self, session_id: str, messages: Sequence[ChatMessage]) -> None:
         await self.ledger.append_messages(session_id, messages)
@@ -46,25 +45,44 @@ class Floor:
 
     async def append(self, session_id: str, messages: Sequence[ChatMessage]) -> None:
         async with self._pool.acquire() as connection:
-            await connection.execute(
-                """
-                with session as (
-                    update chatledger.sessions
-                    set next_sequence = next_sequence + $2, version = version + 1, updated_at = clock_timestamp()
-                    where id = $1
-                    returning next_sequence - $2 as first, updated_at
+            if len(messages) == 1:
+                [one] = messages
+                await connection.execute(
+                    """
+                    with session as (
+                        update chatledger.sessions
+                        set next_sequence = next_sequence + 1, version = version + 1, updated_at = clock_timestamp()
+                        where id = $1
+                        returning next_sequence - 1 as sequence, updated_at
+                    )
+                    insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
+                    select $1, sequence, $2, $3, $4, updated_at from session
+                    """,
+                    session_id,
+                    one.message_id,
+                    one.role,
+                    one.content,
                 )
-                insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
-                select $1, first + position::integer - 1, message_id, role, content, updated_at
-                from session, unnest($3::text[], $4::text[], $5::text[]) with ordinality
-                    as input (message_id, role, content, position)
-                """,
-                session_id,
-                len(messages),
-                [message.message_id for message in messages],
-                [message.role for message in messages],
-                [message.content for message in messages],
-            )
+            else:
+                await connection.execute(
+                    """
+                    with session as (
+                        update chatledger.sessions
+                        set next_sequence = next_sequence + $2, version = version + 1, updated_at = clock_timestamp()
+                        where id = $1
+                        returning next_sequence - $2 as first, updated_at
+                    )
+                    insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
+                    select $1, first + position::integer - 1, message_id, role, content, updated_at
+                    from session, unnest($3::text[], $4::text[], $5::text[]) with ordinality
+                        as input (message_id, role, content, position)
+                    """,
+                    session_id,
+                    len(messages),
+                    [message.message_id for message in messages],
+                    [message.role for message in messages],
+                    [message.content for message in messages],
+                )
 
 
 class MaxPlusOne:

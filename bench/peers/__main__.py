@@ -1,0 +1,135 @@
+"""``python -m bench.peers``: every store does the same work against the same server, in turn; medians."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import psycopg
+from rich.console import Console
+from rich.progress import track
+
+from bench import page
+from bench.medians import Medians
+from bench.peers import PEERS, ROWS, TITLES, UNITS, Peer
+from bench.peers.work import BATCHES, SIZE, WRITERS
+from bench.results import keep
+from chatledger import embedded
+
+ENVIRONMENTS = Path(__file__).parents[2] / ".venv" / "peers"
+WORK = Path(__file__).with_name("work.py")
+
+
+def interpreter(version: tuple[int, int]) -> str | None:
+    """Return a Python of at least this version; None when this machine has none."""
+    names = [sys.executable, *(f"python3.{minor}" for minor in range(version[1], 15))]
+    check = f"import sys; sys.exit(sys.version_info < {version})"
+    for name in names:
+        found = shutil.which(name)
+        if found and subprocess.run([found, "-c", check], capture_output=True, check=False).returncode == 0:
+            return found
+    return None
+
+
+def environment(peer: Peer, console: Console) -> str | None:
+    """Return the Python that has the peer installed; None when it cannot be."""
+    if not peer.requirements:
+        return sys.executable
+    python = interpreter(peer.python)
+    if python is None:
+        return None
+    folder = ENVIRONMENTS / re.split(r"[^\w-]", peer.requirements[0])[0]
+    ready = folder / "ready"
+    if not ready.exists() or ready.read_text() != " ".join(peer.requirements):
+        console.print(f"installing {peer.name} …")
+        subprocess.run([python, "-m", "venv", str(folder)], check=True)
+        pip = [f"{folder}/bin/pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements]
+        if subprocess.run(pip, check=False).returncode != 0:
+            return None
+        ready.write_text(" ".join(peer.requirements))
+    return str(folder / "bin/python")
+
+
+def work(peer: Peer, python: str, servers: embedded.EmbeddedServers) -> dict[str, float]:
+    """Let a store do its work in a database of its own.
+
+    Raises:
+        subprocess.CalledProcessError: It could not.
+    """
+    name = f"peer_{peer.adapter}"
+    with psycopg.connect(servers.database_url, autocommit=True) as server:
+        server.execute(f"create database {name}".encode())
+        try:
+            url = servers.database_url.replace("/postgres?", f"/{name}?").removesuffix("&port=5432")
+            command = [python, str(WORK), peer.adapter, url, str(servers.redis_url)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        finally:
+            server.execute(f"drop database {name} with (force)".encode())
+    costs: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return costs
+
+
+def remark(peer: Peer, rounds: list[dict[str, float]]) -> str | None:
+    """What became of the concurrent appends, where not all is well."""
+    total, batches = WRITERS * BATCHES * SIZE, WRITERS * BATCHES
+    refused, missing, split = (max(costs[what] for costs in rounds) for what in ("refused", "missing", "split"))
+    facts = [
+        f"{refused:.0f} of {batches} batches were refused" if refused else "",
+        f"{missing:.0f} of {total:,} messages that it had taken were not there afterwards" if missing else "",
+        f"{split:.0f} messages stood apart from their batch" if split else "",
+    ]
+    return f"- {peer.name}: {', '.join(filter(None, facts))}." if any(facts) else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=[peer.adapter for peer in PEERS], help="these adapters")
+    arguments = parser.parse_args()
+    console = Console()
+    pythons = {peer: environment(peer, console) for peer in PEERS if peer.adapter in arguments.only}
+    remarks = [
+        f"- {peer.name} is left out: it needs Python {'.'.join(map(str, peer.python))}, or could not be installed."
+        for peer, python in pythons.items()
+        if python is None
+    ]
+    medians = {what: Medians() for what in TITLES}
+    rounds: dict[Peer, list[dict[str, float]]] = defaultdict(list)
+
+    folder = Path(tempfile.mkdtemp(prefix="chatledger-bench-"))
+    folder.chmod(0o755)  # for the server's user, when we are root
+    try:
+        with embedded.start(folder) as servers:
+            with psycopg.connect(servers.database_url) as server:
+                version = str(server.info.parameter_status("server_version"))
+            for _ in track(range(arguments.rounds), "peers", console=console):
+                for peer, python in pythons.items():
+                    if python is None:
+                        continue
+                    try:
+                        costs = work(peer, python, servers)
+                    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                        console.print(f"{peer.name}: {error}\n{error.stderr!s}", markup=False)
+                        pythons[peer] = None
+                        remarks.append(f"- {peer.name} is left out: it failed.")
+                        continue
+                    rounds[peer].append(costs)
+                    for what in TITLES:
+                        medians[what].add(ROWS[what], peer.name, costs[what])
+    finally:
+        shutil.rmtree(folder)
+    remarks += filter(None, (remark(peer, costs) for peer, costs in rounds.items()))
+    for what, title in TITLES.items():
+        keep(title, UNITS[what], medians[what].by_what(), version, console, remarks if what == "concurrent" else ())
+    page.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""One glance at what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import appends, flatness
+from bench.peers import ROWS, TITLES
+from bench.results import Section, number
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A chart of one row of a section: a bar a way."""
+
+    title: str
+    row: str
+    file: str
+
+
+PLOTS = (
+    Plot(TITLES["concurrent"], ROWS["concurrent"], "concurrent_appends_by_store.svg"),
+    Plot(appends.TITLE, appends.ONE, "appends.svg"),
+    Plot(flatness.BY_LENGTH, flatness.ONE, "latency_by_length.svg"),
+    Plot("Appends with and without followers", "1 message, 200 sessions, 16 writers", "notifications.svg"),
+)
+
+
+def draw(sections: dict[str, Section], folder: Path) -> None:
+    """Draw each plot whose section was measured."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "chatledger", "font.size": 11}  # the same file for the same figures
+    from matplotlib import pyplot
+
+    folder.mkdir(exist_ok=True)
+    for plot in PLOTS:
+        ways = sections[plot.title]["rows"].get(plot.row) if plot.title in sections else None
+        if not ways:
+            continue
+        figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.35 * len(ways)), layout="constrained")
+        bars = axes.barh(
+            list(ways), list(ways.values()), color=["C0" if "chatledger" in way else "0.7" for way in ways]
+        )
+        axes.bar_label(bars, labels=[number(value) for value in ways.values()], padding=4)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_title(f"{plot.title}: {plot.row}", fontsize=11, loc="left")
+        axes.set_xlabel(f"{sections[plot.title]['unit']} (less is better)")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(folder / plot.file, metadata={"Date": None})
+        pyplot.close(figure)
