@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from uuid import RFC_4122, UUID
 
 import pytest
 from pydantic import ValidationError
@@ -10,6 +11,16 @@ from chatledger import ChatMessage, ChatSession, Repair
 
 def test_each_message_has_an_id_of_its_own() -> None:
     assert ChatMessage(role="user").message_id != ChatMessage(role="user").message_id
+
+
+def test_ids_sort_by_the_millisecond_they_were_made_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made_at(nanoseconds: int) -> str:
+        monkeypatch.setattr("time.time_ns", lambda: nanoseconds)
+        return ChatMessage(role="user").message_id
+
+    ids = [made_at(1_000_000 * millisecond) for millisecond in (1, 2, 255, 256, 2**40, 2**47)]
+    assert ids == sorted(ids)
+    assert {(UUID(one).version, UUID(one).variant) for one in ids} == {(7, RFC_4122)}
 
 
 def test_unknown_keys_stay() -> None:
