@@ -28,6 +28,7 @@ as $function$
         && !($.duration_ms.type() != "null" && !($.duration_ms.type() == "number" && $.duration_ms >= 0
             && $.duration_ms <= 2147483647 && $.duration_ms == $.duration_ms.floor()))'
         and coalesce(char_length(p_message ->> 'message_id') <= 255, true)
+        and chatledger.json_problem(p_message) is null
 $function$;
 
 revoke all on function chatledger.is_storable(jsonb) from public;

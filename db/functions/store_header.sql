@@ -1,6 +1,6 @@
 -- store_header(p_session, p_changed) -> chatledger.sessions
 -- Writes a session's new title, metadata, pin and status, if they are new, and advances the session. The caller holds the
--- session's lock. Internal.
+-- session's lock. Raises CL008. Internal.
 create or replace function chatledger.store_header(p_session chatledger.sessions, p_changed chatledger.sessions)
 returns chatledger.sessions
 language plpgsql
@@ -9,6 +9,9 @@ declare
     v_session chatledger.sessions := p_session;
 begin
     if p_changed is distinct from p_session then
+        if chatledger.json_problem(p_changed.metadata) is not null then
+            perform chatledger.raise_invalid_argument('metadata', chatledger.json_problem(p_changed.metadata));
+        end if;
         update chatledger.sessions as s
         set title = p_changed.title, metadata = p_changed.metadata, pinned = p_changed.pinned, status = p_changed.status,
             version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at)

@@ -31,9 +31,6 @@ begin
     if jsonb_typeof(p_metadata) <> 'object' then
         perform chatledger.raise_invalid_argument('metadata', 'must be a JSON object');
     end if;
-    if chatledger.json_problem(p_metadata) is not null then
-        perform chatledger.raise_invalid_argument('metadata', chatledger.json_problem(p_metadata));
-    end if;
 
     v_session := chatledger.lock_session(p_session_id, p_user_id);
 
