@@ -22,13 +22,12 @@ Frozen = tuple[Any, ...]
 """A message's body as no change in place can reach it, in the order of ``FROZEN_FIELDS``; what JSON calls a list or an
 object, as its text. A row of the database is like that."""
 
-FROZEN_FIELDS = (
-    *("role", "name", "tool_call_id", "refusal", "duration_ms", "content"),
-    *("content_parts", "tool_calls", "function_call", "metadata", "extra"),
-)
-_JSON = FROZEN_FIELDS.index("content_parts")  # from here on
-_NO_JSON = (None,) * len(FROZEN_FIELDS[_JSON:])
-_BODY_FIELDS = tuple(name for name in FROZEN_FIELDS if name not in ("content_parts", "extra"))
+_FLAT_FIELDS = ("role", "name", "tool_call_id", "refusal", "duration_ms", "content")
+_JSON_FIELDS = ("content_parts", "tool_calls", "function_call", "metadata", "extra")
+FROZEN_FIELDS = _FLAT_FIELDS + _JSON_FIELDS
+_FLAT = len(_FLAT_FIELDS)
+_NO_JSON = (None,) * len(_JSON_FIELDS)
+_BODY_FIELDS = (*_FLAT_FIELDS, *_JSON_FIELDS[1:-1])
 _NOT_EXTRA = frozenset({*_BODY_FIELDS, "message_id", "sequence", "created_at", "amended_version"})
 _body_values = itemgetter(*_BODY_FIELDS)
 HEADER_FIELDS = ("title", "pinned", "status")
@@ -138,7 +137,7 @@ def frozen_body(body: Mapping[str, Any]) -> Frozen:
 
 
 def _frozen(values: tuple[Any, ...], extra: dict[str, Any] | None) -> Frozen:
-    flat, content, nested = values[:_JSON], values[_JSON - 1], (None, *values[_JSON:], extra or None)
+    flat, content, nested = values[:_FLAT], values[_FLAT - 1], (None, *values[_FLAT:], extra or None)
     if content is not None and not isinstance(content, str):
         flat, nested = (*flat[:-1], None), (content, *nested[1:])
     if nested == _NO_JSON:
@@ -148,13 +147,13 @@ def _frozen(values: tuple[Any, ...], extra: dict[str, Any] | None) -> Frozen:
 
 def _rewritten(frozen: Frozen) -> Frozen:
     """Return it with JSON as we write it; Postgres puts blanks between."""
-    return (*frozen[:_JSON], *[None if text is None else to_json(from_json(text)) for text in frozen[_JSON:]])
+    return (*frozen[:_FLAT], *[None if text is None else to_json(from_json(text)) for text in frozen[_FLAT:]])
 
 
 def thawed(frozen: Frozen) -> dict[str, Any]:
     """Return the body that was frozen."""
     fields = dict(zip(FROZEN_FIELDS, frozen, strict=True))
-    for name in FROZEN_FIELDS[_JSON:]:
+    for name in _JSON_FIELDS:
         if fields[name] is not None:
             fields[name] = from_json(fields[name])
     parts, extra = fields.pop("content_parts"), fields.pop("extra") or {}
