@@ -33,7 +33,7 @@ begin
     join (values
             (1, '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509'),
             (2, 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083'),
-            (3, '11a1b1188443ef5c47f16bdb387691d95940f28713f0fa0d98073e2cda288b67')
+            (3, '681e2bf80b9364ea6203d422bd5407c0682d861e319782944e92408d3cbb152d')
     ) as known (number, checksum) using (number)
     where applied.checksum <> known.checksum;
     if found then
@@ -59,7 +59,7 @@ select not exists (select from chatledger.migrations where number = 3) as pendin
 \if :pending
 \ir migrations/0003_following.sql
 insert into chatledger.migrations (number, name, checksum)
-values (3, '0003_following', '11a1b1188443ef5c47f16bdb387691d95940f28713f0fa0d98073e2cda288b67');
+values (3, '0003_following', '681e2bf80b9364ea6203d422bd5407c0682d861e319782944e92408d3cbb152d');
 \endif
 \ir functions/add_tool_call.sql
 \ir functions/amend_message.sql

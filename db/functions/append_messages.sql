@@ -145,7 +145,7 @@ begin
         set next_sequence = s.next_sequence + v_inserted, version = s.version + 1, updated_at = v_now
         where s.id = p_session_id
         returning s.version into v_version;
-        if v_watched_until is not null then
+        if v_watched_until is not null then  -- spares the call where nobody ever followed
             perform chatledger.notify_followers(p_session_id, v_watched_until, v_version);
         end if;
     end if;

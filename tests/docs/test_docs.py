@@ -46,6 +46,7 @@ VARYING = [
     (re.compile(r"\b\d+ (bytes|kB|MB|GB)\b"), "<size>"),
     (re.compile(r"\b([tf])/\d{16}/"), r"\1/<time>/"),
     (re.compile(r"^\d+\.\d+\.\d+$"), "<release>"),
+    (re.compile(r"process with PID \d+"), "process with PID <pid>"),
     (
         re.compile(r"^(release|server|sessions \(estimate\)|messages \(estimate\)|HOT updates of sessions) \|.*"),
         r"\1 | <varies>",
