@@ -61,8 +61,8 @@ class ChatLedger:
     Every method that takes ``user_id`` answers for a session of another user as for one that is not there; None is a
     trusted caller. Besides what it names, every method raises :class:`DatabaseUnavailable` when Postgres cannot be
     reached until the retry deadline, :class:`MigrationError` when the database has no ledger, and asyncpg's own errors
-    for the rest (a missing permission, a full disk). A call that was cancelled may have been committed; making it again
-    with the same ids is safe.
+    for the rest (a missing permission, a full disk, a time limit of Postgres's, the loss of a caller's connection). A
+    call that was cancelled may have been committed; making it again with the same ids is safe.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ async def torture(seed: str, numbers: range) -> int:
     answers: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     faults: Counter[str] = Counter()
-    violations = 0
+    rounds = violations = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with rig() as servers:
         console.print(await _versions(servers), highlight=False)
@@ -48,7 +48,11 @@ async def torture(seed: str, numbers: range) -> int:
             task = progress.add_task("no violation", total=len(numbers))
             for number in numbers:
                 name = f"{seed}-{number}"
-                played = await play(servers, name, mixed(servers, name))
+                try:
+                    played = await play(servers, name, mixed(servers, name))
+                except asyncio.CancelledError:
+                    break  # Ctrl-C: tell how far it came
+                rounds += 1
                 answers.update(call.outcome for call in played.calls)
                 kinds.update(call.kind for call in played.calls)
                 faults += played.faults
@@ -58,7 +62,7 @@ async def torture(seed: str, numbers: range) -> int:
                 progress.update(
                     task, advance=1, description=f"{violations} violations" if violations else "no violation"
                 )
-    console.print(_summary(len(numbers), answers, kinds, faults, violations))
+    console.print(_summary(rounds, answers, kinds, faults, violations))
     console.print(f"{time.monotonic() - began:.0f} seconds, seed {seed}", highlight=False)
     return 1 if violations else 0
 

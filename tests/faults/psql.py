@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
@@ -53,10 +54,11 @@ class Psql:
         process, self._process = self._process, None
         if process is not None:
             try:
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(10):
                     await process.communicate()  # the end of its input ends it
             except TimeoutError:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
                 await process.wait()
 
 

@@ -190,7 +190,11 @@ class ClientWriter(Writer):
         return call
 
     async def save(self, session: Session) -> None:
-        """Change a copy that may have been loaded long ago, and save it."""
+        """Change a copy that may have been loaded long ago, and save it, some times."""
+        for _ in range(self.choice.randrange(1, 4)):
+            await self.save_once(session)
+
+    async def save_once(self, session: Session) -> None:
         copy = self.copies.get(session.id)
         if copy is None:
             copy = self.copies[session.id] = await self.read(session)
