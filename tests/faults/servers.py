@@ -278,21 +278,17 @@ class Trickster:
 def small_disk(megabytes: int) -> Iterator[Path]:
     """A folder on a disk of its own that can be filled. Raises OSError where we may not mount one."""
     folder = own_folder()
+    options = f"size={megabytes}m,mode=0755,uid={folder.stat().st_uid}"
+    # The shell takes the disk away when our end of its input closes: also when we are killed.
+    script = 'mount -t tmpfs -o "$1" tmpfs "$2" && echo mounted && read _; umount -l "$2"; rmdir "$2"'
+    keeper = subprocess.Popen(
+        ["sh", "-c", script, "sh", options, folder],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert keeper.stdout
     try:
-        command = (
-            "mount",
-            "-t",
-            "tmpfs",
-            "-o",
-            f"size={megabytes}m,mode=0755,uid={folder.stat().st_uid}",
-            "tmpfs",
-            folder,
-        )
-        if subprocess.run(command, capture_output=True, check=False).returncode:
+        if not keeper.stdout.readline():
             raise OSError("no disk may be mounted here: needs root, and a container that allows it")
-        try:
-            yield folder
-        finally:
-            subprocess.run(("umount", "--lazy", folder), check=False)
+        yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        keeper.communicate()
