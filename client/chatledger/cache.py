@@ -4,7 +4,7 @@ A copy never decides what is true. A reader takes it, asks Postgres what changed
 both. So the cache may be behind, empty, slow, dead or full of garbage: only latency changes. Knows nothing of Postgres.
 
 A session is one hash, ``chat:session:{session_id}``: ``format``, ``created`` (which session of that id this is),
-``version``, ``header``, and a field a message, named by its sequence.
+``version``, ``header``, and a field a message, named by its sequence; the last two behind a checksum.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import time
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -194,9 +195,9 @@ class SessionCache:
             return  # before the work of encoding
         created, version = _created(header), int(header["version"])
         pairs: list[bytes | int] = [b"format", _FORMAT, b"created", created, b"version", version]
-        pairs += [b"header", _encode(json.dumps(header, ensure_ascii=False, separators=(",", ":")))]
+        pairs += [b"header", _sealed(b"header", json.dumps(header, ensure_ascii=False, separators=(",", ":")))]
         for sequence, text in messages.items():
-            pairs += (sequence, _encode(text))
+            pairs += (sequence, _sealed(b"%d" % sequence, text))
         key = _key(session_id)
         arguments = (1, key, self._ttl, _FORMAT, created, version, base, len(removed), *removed, *pairs)
         try:
@@ -320,6 +321,18 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")  # an id or text that is no Unicode is for Postgres to refuse
 
 
+def _sealed(field: bytes, text: str) -> bytes:
+    """Return the text behind a checksum of it and its field: damaged JSON may be JSON still."""
+    encoded = _encode(text)
+    return b"%08x" % zlib.crc32(encoded, zlib.crc32(field)) + encoded
+
+
+def _unsealed(field: bytes, sealed: bytes) -> str:
+    if sealed[:8] != b"%08x" % zlib.crc32(sealed[8:], zlib.crc32(field)):
+        raise ValueError("not as it was written")
+    return sealed[8:].decode("utf-8", "surrogatepass")
+
+
 def _created(header: Mapping[str, Any]) -> int:
     """When the session was created. As a number, since the text depends on the time zone of who read it."""
     since = datetime.fromisoformat(header["created_at"]) - datetime(1970, 1, 1, tzinfo=UTC)
@@ -333,9 +346,9 @@ def _parse(answer: Any, session_id: str) -> CachedSession:
     if answer.pop(b"format") != _FORMAT:
         raise ValueError("another format")
     created, version = int(answer.pop(b"created")), int(answer.pop(b"version"))
-    header = json.loads(answer.pop(b"header").decode("utf-8", "surrogatepass"))
-    texts = sorted((int(field), text) for field, text in answer.items())
-    messages = {sequence: text.decode("utf-8", "surrogatepass") for sequence, text in texts}
+    header = json.loads(_unsealed(b"header", answer.pop(b"header")))
+    texts = sorted((int(field), _unsealed(field, sealed)) for field, sealed in answer.items())
+    messages = dict(texts)
     if (header["session_id"], header["version"], _created(header)) != (session_id, version, created):
         raise ValueError("another session's or version's header")
     if len(texts) != len(messages) or len(messages) != header["message_count"]:

@@ -15,9 +15,12 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, Settings, functions
 from chatledger.encoding import encode_message
+from tests.database.helpers import examples
 
 if TYPE_CHECKING:
     from .conftest import Server
@@ -208,6 +211,58 @@ async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server
         server.redis.hset(name, "header", "{}")
     for _ in range(2):
         assert await load(cached, session) == session
+
+
+ODD = [b"", b"0", b"-1", b"null", b"{}", b"[]", b'{"role": "user"}', b"9" * 5000, b"[" * 5000]
+FIELDS = [b"0", b"1", b"2", b"format", b"created", b"version", b"header"]
+damages = st.lists(
+    st.tuples(
+        st.sampled_from(["flip a bit", "replace", "cut", "swap", "delete", "add"]),
+        st.sampled_from(FIELDS),
+        st.sampled_from(FIELDS),
+        st.integers(0, 5000),
+        st.sampled_from(ODD) | st.binary(max_size=20),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.fixture
+async def damaged(cached: ChatLedger) -> ChatSession:
+    """A session whose copy gets damaged."""
+    assert cached._cache is not None
+    cached._cache._timeout = 10  # a busy machine must not make it look as if there were no copy
+    return await saved(cached, "one", "two", "three")
+
+
+@examples
+@given(damages=damages)
+async def test_g6_any_damage_to_a_copy_changes_no_answer(
+    cached: ChatLedger, server: Server, damaged: ChatSession, damages: list[tuple[str, bytes, bytes, int, bytes]]
+) -> None:
+    name = key(damaged)
+    await load(cached, damaged)  # stores a sound copy
+    held: Any = server.redis.hgetall(name)
+    assert sorted(held) == sorted(FIELDS)
+    for what, field, other, number, junk in damages:
+        value = bytearray(held[field])
+        if what == "flip a bit":
+            value[number // 8 % len(value)] ^= 1 << number % 8
+        elif what == "replace":
+            value = bytearray(junk)
+        elif what == "cut":
+            del value[number % len(value) :]
+        elif what == "swap":
+            value = bytearray(held[other])
+        elif what == "add":
+            field = junk
+        if what == "delete":
+            server.redis.hdel(name, field.decode())
+        else:
+            server.redis.hset(name, field, bytes(value))
+    for _ in range(2):
+        assert await load(cached, damaged) == damaged
 
 
 async def test_redis_stopped_killed_and_back(

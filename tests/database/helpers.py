@@ -8,14 +8,15 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from chatledger import ChatLedger, ChatSession, functions
-from chatledger.cached_read import _parsed, _texts
+from chatledger import ChatLedger, ChatSession, Settings, functions
+from chatledger.cache import CachedSession, SessionCache
+from chatledger.cached_read import read_through
 from chatledger.transfer import export_sessions
 
 if TYPE_CHECKING:
@@ -194,6 +195,24 @@ async def everything(connection: Connection) -> list[str]:
     ]
 
 
+EVERY_SESSION = Settings(cache_min_messages=0)
+
+
+class Copies:
+    """A session cache that holds one copy, in memory."""
+
+    kept: CachedSession | None = None
+
+    async def get(self, session_id: str) -> CachedSession | None:
+        return self.kept
+
+    async def put(self, session_id: str, header: Json, messages: dict[int, str]) -> None:
+        self.kept = CachedSession(header, messages)
+
+    async def drop(self, session_id: str) -> None:
+        self.kept = None
+
+
 async def all_is_readable(connection: Connection) -> None:
     """Every session can be read in Python, in all ways in which it is read, and goes through JSON unchanged."""
     assert await connection.fetch("select * from chatledger.verify_session()") == []
@@ -203,10 +222,16 @@ async def all_is_readable(connection: Connection) -> None:
         assert session is not None
         assert ChatSession.model_validate_json(session.model_dump_json()) == session
         session.to_openai_messages()
-        changes = await functions.read_changes(connection, session_id, None, None)
-        assert changes is not None
-        copied = functions.session_of(changes.header, _parsed(_texts(changes)))
-        assert copied == session
+        copies = Copies()
+        for _ in range(2):
+            assert session == await read_through(
+                cast(SessionCache, copies),
+                lambda call: call(connection),
+                session_id,
+                None,
+                Settings(cache_min_messages=0),
+            )
+        assert copies.kept is not None
     assert all([json.loads(line) async for line in export_sessions(ChatLedger(connection))])
 
 
