@@ -13,7 +13,6 @@ LOWEST = import re, tomllib; project = tomllib.load(open('pyproject.toml', 'rb')
     names = project['dependencies'] + project['optional-dependencies']['embedded']; \
     print(*(re.sub(r'\[.*\]', '', name).replace('>=', '==') for name in names), sep='\n')
 
-
 .PHONY: demo demo-picture test torture lint types bench bench-peers install-sql lowest upgrade-snapshot wheel clean
 
 demo: .venv/ready
