@@ -75,6 +75,95 @@ async def test_g12_write_looks_at_the_same_pages(connection: Connection, write: 
     assert least[LARGE] <= least[SMALL] * 1.5 + 5
 
 
+async def plans_of(connection: Connection, call: str) -> list[Any]:
+    """The plan of each statement that one call runs, those inside functions and of foreign keys too, in order."""
+    await connection.execute(
+        """
+        load 'auto_explain';
+        set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
+        set auto_explain.log_format = json; set client_min_messages = log;
+        """
+    )
+    logged: list[str] = []
+    connection.add_log_listener(lambda _, message: logged.append(str(message)))
+    await connection.execute(call)
+    await connection.execute("reset client_min_messages")
+    return [json.loads(entry[entry.index("{") :])["Plan"] for entry in logged if "plan:" in entry]
+
+
+@pytest.mark.usefixtures("sessions")
+async def test_g12_append_is_four_statements_and_a_foreign_key_check_a_message(connection: Connection) -> None:
+    plans = await plans_of(connection, WRITES["append"].format(session=LARGE, id="x"))
+    assert [(plan.get("Operation"), plan["Node Type"]) for plan in plans] == [
+        (None, "LockRows"),
+        *[(None, "LockRows")] * 2,  # the foreign key's
+        ("Insert", "ModifyTable"),
+        ("Update", "ModifyTable"),
+        (None, "Function Scan"),
+        (None, "Function Scan"),  # the call itself
+    ]
+
+
+@pytest.mark.usefixtures("sessions")
+async def test_g12_append_sets_up_no_subquery(connection: Connection) -> None:
+    """Every part of a plan is set up on every call, whether it is needed or not."""
+    (insert,) = [
+        plan
+        for plan in await plans_of(connection, WRITES["append"].format(session=LARGE, id="x"))
+        if plan.get("Operation") == "Insert"
+    ]
+    assert [part["Node Type"] for part in insert["Plans"]] == ["Function Scan"]
+    assert "Plans" not in insert["Plans"][0]
+
+
+FLOOR = """
+    with session as (
+        update chatledger.sessions
+        set next_sequence = next_sequence + 2, version = version + 1, updated_at = clock_timestamp()
+        where id = '{session}' returning next_sequence - 2 as first, updated_at
+    )
+    insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
+    select '{session}', first, '{id}', 'user', 'hi', updated_at from session
+    union all select '{session}', first + 1, '{id}+', 'user', 'hi', updated_at from session
+"""
+
+
+@pytest.mark.usefixtures("sessions")
+async def test_g12_append_logs_little_more_than_its_rows(connection: Connection) -> None:
+    """What it is compared with writes the same rows, and has neither a lock in front nor ids that may be there."""
+    logged: list[int] = []
+    for statement in (WRITES["append"], FLOOR):
+        bytes_of = []
+        for number in range(15):
+            text = statement.format(session=LARGE, id=f"{len(logged)}/{number:02}")
+            plan = await connection.fetchval(f"explain (analyze, wal, timing off, format json) {text}")
+            bytes_of.append(json.loads(plan)[0]["Plan"]["WAL Bytes"])
+        logged.append(min(bytes_of))
+    assert logged[0] <= logged[1] + 300
+
+
+@pytest.mark.usefixtures("sessions")
+@pytest.mark.parametrize(
+    "call",
+    [
+        *WRITES.values(),
+        "select * from chatledger.read_session('{session}', p_last => 2)",
+        "select * from chatledger.read_session('{session}', null, 1, 4990)",
+        "select * from chatledger.get_messages('{session}', p_limit => 2)",
+        "select * from chatledger.get_messages('{session}', p_limit => 2, p_after => 2500)",
+    ],
+)
+async def test_g12_no_call_scans_the_messages(connection: Connection, call: str) -> None:
+    plans = await plans_of(connection, call.format(session=LARGE, id="x"))
+    assert len(plans) > 1
+    assert [plan for plan in plans for part in parts_of(plan) if part == ("Seq Scan", "messages")] == []
+
+
+def parts_of(plan: Any) -> list[tuple[str, str | None]]:
+    below = [part for inner in plan.get("Plans", []) for part in parts_of(inner)]
+    return [(plan["Node Type"], plan.get("Relation Name")), *below]
+
+
 async def rows_touched(connection: Connection, statement: str) -> int:
     """Rows of the messages that a statement read, by index or not."""
     read = (
@@ -132,7 +221,7 @@ async def test_g12_sessions_row_is_updated_in_place(connection: Connection, conn
     async with asyncio.timeout(30):
         while (now := await connection.fetchrow(count)) is None or now["n_tup_upd"] < updates + 200:
             await asyncio.sleep(0.02)
-    assert now["n_tup_hot_upd"] - hot >= 0.9 * (now["n_tup_upd"] - updates)
+    assert now["n_tup_hot_upd"] - hot >= 0.95 * (now["n_tup_upd"] - updates)
 
 
 async def test_g12_append_does_not_touch_the_index_of_amendments(connection: Connection) -> None:
