@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import chatledger.follow
 from chatledger import (
@@ -575,3 +577,47 @@ async def test_following_goes_on_through_a_restart_of_the_server(data_dir: Path)
                 await ledger.append_messages(session_id, [user("1")])
                 assert await result(waiting) == ("appended", 1)
     await asyncio.to_thread(servers.close)
+
+
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@pytest.fixture
+async def pgbouncer_url(database_url: str) -> AsyncIterator[str]:
+    """The test's database through pgbouncer's transaction pooling."""
+    server = conninfo_to_dict(database_url)
+    folder = Path(tempfile.mkdtemp(prefix="chatledger-pgbouncer-"))
+    folder.chmod(0o777)  # for the user that it runs as, when we are root
+    config = folder / "pgbouncer.ini"
+    config.write_text(
+        f"[databases]\n{server['dbname']} = host={server['host']} user={server['user']}\n[pgbouncer]\n"
+        f"listen_port = 6432\nunix_socket_dir = {folder}\nauth_type = any\npool_mode = transaction\n"
+    )
+    config.chmod(0o644)
+    as_nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.geteuid() == 0 else []
+    process = await asyncio.create_subprocess_exec(*as_nobody, str(PGBOUNCER), "-q", str(config))
+    await until((folder / ".s.PGSQL.6432").exists)
+    yield f"postgresql://{server['user']}@/{server['dbname']}?host={folder}&port=6432"
+    process.terminate()
+    await process.wait()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="needs pgbouncer")
+@pytest.mark.parametrize("listen_url", [None, "direct"])
+async def test_behind_pgbouncer_followers_poll_unless_there_is_a_way_around_it(
+    database_url: str, pgbouncer_url: str, other: ChatLedger, session_id: str, listen_url: str | None
+) -> None:
+    direct = database_url if listen_url else None
+    settings = Settings(prepared_statements=False, listen_url=direct)
+    async with (
+        ChatLedger(pgbouncer_url, settings=settings) as ledger,
+        aclosing(ledger.follow(session_id)) as events,
+    ):
+        for number in range(3):
+            waiting = asyncio.create_task(take(events))
+            if direct:
+                await until(lambda: ledger._listener and ledger._listener._heard)
+            await other.append_messages(session_id, [user(str(number))])
+            assert told(await waiting) == [("appended", number)]
+        assert listener_of(ledger)._heard is bool(direct)
