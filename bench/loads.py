@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
-from rich.table import Table
 
 from bench.appends import TEXT
 from bench.medians import Medians
+from bench.results import keep
 from chatledger import ChatLedger, ChatMessage, intent
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from chatledger.connections import Pool
 
+TITLE = "Loads, and what is done in memory"
+FETCH, LOAD = "bare fetch", "load"
 LENGTH = 2_000
+TEXTS, TURNS = f"{LENGTH:,} messages, texts", f"{LENGTH:,} messages, turns with tool calls"
 ROWS = """
     select message_id, sequence, created_at, amended_version, role, name, tool_call_id, refusal, duration_ms, content,
         content_parts, tool_calls, function_call, metadata, extra
@@ -44,11 +47,11 @@ def turns(count: int) -> list[ChatMessage]:
     return messages
 
 
-async def measure(pool: Pool, rounds: int, console: Console) -> None:
-    """Fetch and load in turn, so many rounds, and print the medians."""
+async def measure(pool: Pool, rounds: int, server: str, console: Console) -> None:
+    """Fetch and load in turn, so many rounds, and keep the medians."""
     ledger = ChatLedger(pool)
     milliseconds = Medians()
-    for kind, made in (("texts", texts), ("turns with tool calls", turns)):
+    for kind, made in ((TEXTS, texts), (TURNS, turns)):
         session = await ledger.create_session()
         await ledger.append_messages(session.session_id, made(LENGTH))
         held = await ledger.get_session(session.session_id)
@@ -68,20 +71,15 @@ async def measure(pool: Pool, rounds: int, console: Console) -> None:
             return held.to_openai_messages()
 
         ways: dict[str, Callable[[], Awaitable[Any]]] = {
-            "bare fetch": fetch,
-            "load": load,
+            FETCH: fetch,
+            LOAD: load,
             "look for changes": look,
             "to OpenAI": convert,
         }
-        for _ in track(range(rounds), f"loads of {kind}", console=console):
+        for _ in track(range(rounds), f"loads: {kind}", console=console):
             for way, work in ways.items():
                 began = time.perf_counter()
                 await work()
-                milliseconds.add(f"{LENGTH:,} messages, {kind}", way, (time.perf_counter() - began) * 1000)
+                milliseconds.add(kind, way, (time.perf_counter() - began) * 1000)
 
-    table = Table("session", "what", "median ms", "of the bare fetch")
-    for what, took in milliseconds.by_what().items():
-        for way, median in took.items():
-            table.add_row(what, way, f"{median:.2f}", f"{median / took['bare fetch']:.2f}")
-        table.add_section()
-    console.print(table)
+    keep(TITLE, "ms", milliseconds.by_what(), server, console)

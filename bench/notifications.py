@@ -16,16 +16,20 @@ from uuid import uuid4
 
 import asyncpg
 from rich.progress import track
-from rich.table import Table
 
 from bench.medians import Medians
+from bench.results import keep
 from chatledger import ChatLedger, migrate
 from chatledger.migrations import sql_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+LATENCY, WRITERS = "From an append to the event in another process", "Appends with and without followers"
+P50, BARE_LISTEN, FOLLOW = "p50", "bare LISTEN", "chatledger's follow"
 CLIENTS, TRANSACTIONS = 64, 50
+ONE = f"1 message, {CLIENTS} writers, a session each"
+WITHOUT, NOBODY, ALL = "no notification code", "chatledger, nobody follows", "chatledger, all are followed"
 # Both print the moment of each event, by the machine's clock; "ready" once they wait for one.
 BARE = """
 import asyncio, sys, time, asyncpg
@@ -50,21 +54,22 @@ APPEND_AND_NOTIFY = """select pg_notify($1, ''), (
     select count(*) from chatledger.append_messages($2, array['{"role": "user", "content": "hi"}']::jsonb[]))"""
 
 
-async def measure(database_url: str, bin_dir: Path, rounds: int, console: Console) -> None:
-    """Measure both in turn, and print the medians.
+async def measure(database_url: str, bin_dir: Path, rounds: int, server: str, console: Console) -> None:
+    """Measure both in turn, and keep the medians.
 
     Args:
         database_url: An empty database in a server with fsync on.
         bin_dir: Where pgbench is.
         rounds: How many times each way is measured.
+        server: Its version.
         console: Where to print.
     """
-    await _measure_latency(database_url, 20 * rounds, console)
-    await _measure_writers(database_url, bin_dir, rounds, console)
+    await _measure_latency(database_url, 20 * rounds, server, console)
+    await _measure_writers(database_url, bin_dir, rounds, server, console)
 
 
-async def _measure_latency(database_url: str, appends: int, console: Console) -> None:
-    took: dict[str, list[float]] = {"bare LISTEN": [], "follow": []}
+async def _measure_latency(database_url: str, appends: int, server: str, console: Console) -> None:
+    took: dict[str, list[float]] = {BARE_LISTEN: [], FOLLOW: []}
     async with ChatLedger(database_url) as ledger:
         channel, followed, other = f"bare_{uuid4().hex}", str(uuid4()), str(uuid4())
         for session_id in (followed, other):
@@ -72,13 +77,13 @@ async def _measure_latency(database_url: str, appends: int, console: Console) ->
         await ledger.append_messages(followed, [{"role": "user", "content": "hi"}])
         processes = {
             way: await asyncio.create_subprocess_exec(sys.executable, "-c", code, database_url, name, stdout=PIPE)
-            for way, code, name in (("bare LISTEN", BARE, channel), ("follow", FOLLOWER, followed))
+            for way, code, name in ((BARE_LISTEN, BARE, channel), (FOLLOW, FOLLOWER, followed))
         }
         for process in processes.values():
             assert process.stdout is not None
             assert await process.stdout.readline() == b"ready\n"
         connection = await asyncpg.connect(database_url)
-        writes = {"bare LISTEN": (APPEND_AND_NOTIFY, channel, other), "follow": (APPEND_AND_NOTIFY, "nobody", followed)}
+        writes = {BARE_LISTEN: (APPEND_AND_NOTIFY, channel, other), FOLLOW: (APPEND_AND_NOTIFY, "nobody", followed)}
         await asyncio.sleep(1)  # until the follower LISTENs
         for number in track(range(-20, appends), "from commit to event", console=console):
             for way, process in processes.items():
@@ -94,22 +99,19 @@ async def _measure_latency(database_url: str, appends: int, console: Console) ->
             process.kill()
             await process.wait()
 
-    table = Table("from the append's start to the event", "p50 ms", "p99 ms", "p50 of bare", title="in another process")
-    bare = statistics.median(took["bare LISTEN"])
-    for way, values in took.items():
-        p50, p99 = statistics.median(values), statistics.quantiles(values, n=100)[98]
-        table.add_row(way, f"{p50:.2f}", f"{p99:.2f}", f"{p50 / bare:.2f}")
-    console.print(table)
+    p99 = {way: statistics.quantiles(values, n=100)[98] for way, values in took.items()}
+    rows = {P50: {way: statistics.median(values) for way, values in took.items()}, "p99": p99}
+    keep(LATENCY, "ms", rows, server, console)
 
 
-async def _measure_writers(database_url: str, bin_dir: Path, rounds: int, console: Console) -> None:
+async def _measure_writers(database_url: str, bin_dir: Path, rounds: int, server: str, console: Console) -> None:
     """64 clients of pgbench, each appending to a session of its own."""
     ways = {
-        "without any notification code": await _database(database_url, without=True),
-        "nobody follows": await _database(database_url),
-        "all are followed": await _database(database_url, followed=True),
+        WITHOUT: await _database(database_url, without=True),
+        NOBODY: await _database(database_url),
+        ALL: await _database(database_url, followed=True),
     }
-    seconds = Medians()
+    microseconds = Medians()
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         text = json.dumps({"role": "user", "content": "What should I pack for Oslo? " * 7})
         script.write(f"select from chatledger.append_messages('s' || :client_id, array['{text}']::jsonb[]);\n")
@@ -124,14 +126,9 @@ async def _measure_writers(database_url: str, bin_dir: Path, rounds: int, consol
                 if pgbench.returncode:
                     raise RuntimeError(errors.decode())
                 [rate] = re.findall(r"^tps = ([\d.]+) \(without", output.decode(), re.MULTILINE)
-                seconds.add("64 writers", way, CLIENTS * TRANSACTIONS / float(rate))
+                microseconds.add(ONE, way, 1e6 / float(rate))
 
-    table = Table("64 writers, a session each", "appends a second", "of the first", title=f"medians of {rounds} rounds")
-    for taken in seconds.by_what().values():
-        first = next(iter(taken.values()))
-        for way, median in taken.items():
-            table.add_row(way, f"{CLIENTS * TRANSACTIONS / median:,.0f}", f"{first / median:.2f}")
-    console.print(table)
+    keep(WRITERS, "µs an append", microseconds.by_what(), server, console)
 
 
 async def _database(database_url: str, *, without: bool = False, followed: bool = False) -> str:
