@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, Settings, functions
+from chatledger.cache import SessionCache
 from chatledger.encoding import encode_message
 from tests.database.helpers import examples
 
@@ -39,6 +42,12 @@ def every_session(**settings: Any) -> Settings:
 
 def key(session: ChatSession) -> str:
     return f"chat:session:{session.session_id}"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for Redis as long as a busy machine needs."""
+    monkeypatch.setattr("chatledger.ledger.SessionCache", partial(SessionCache, timeout=10))
 
 
 @pytest.fixture
@@ -266,8 +275,9 @@ async def test_g6_any_damage_to_a_copy_changes_no_answer(
 
 
 async def test_redis_stopped_killed_and_back(
-    database_url: str, own_server: Server, caplog: pytest.LogCaptureFixture
+    database_url: str, own_server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("chatledger.ledger.SessionCache", SessionCache)
     async with ChatLedger(database_url, own_server.url, settings=every_session()) as ledger:
         session = await saved(ledger, "one")
         own_server.pause()
@@ -296,10 +306,11 @@ async def counting(listen: str, to: str, stack: AsyncExitStack) -> list[int]:
     sent = [0]
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: bool) -> None:
-        while data := await reader.read(1 << 16):
-            sent[0] += len(data) * up
-            writer.write(data)
-            await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                sent[0] += len(data) * up
+                writer.write(data)
+                await writer.drain()
         writer.close()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
