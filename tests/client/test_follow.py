@@ -299,6 +299,35 @@ async def test_message_of_a_transaction_that_was_open_before_anybody_followed(
         assert await result(waiting) == ("appended", 0)
 
 
+async def test_g5_what_was_committed_between_the_read_and_the_listen_is_not_missed(
+    ledger: ChatLedger, other: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.create_session("s2")
+    may_listen = asyncio.Event()
+    listen, read = asyncpg.Connection.add_listener, chatledger.functions.read_changes
+
+    async def add_listener(*arguments: Any) -> None:
+        await may_listen.wait()
+        await listen(*arguments)
+
+    async def read_changes(*arguments: Any) -> Any:
+        changes = await read(*arguments)
+        if session_id in arguments and not may_listen.is_set():
+            await other.append_messages(session_id, [user("0")])
+            may_listen.set()
+            await until(lambda: len(listener_of(ledger)._listening) == 2)
+        return changes
+
+    async with (
+        aclosing(ledger.follow("s2")) as heard,
+        waiting_for_next(ledger, heard),
+        aclosing(ledger.follow(session_id)) as events,
+    ):
+        monkeypatch.setattr(asyncpg.Connection, "add_listener", add_listener)
+        monkeypatch.setattr(chatledger.functions, "read_changes", read_changes)
+        assert await result(asyncio.create_task(anext(events))) == ("appended", 0)
+
+
 async def test_many_sessions_are_followed_over_one_connection(
     ledger: ChatLedger, connection: asyncpg.Connection[asyncpg.Record]
 ) -> None:
