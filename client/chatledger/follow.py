@@ -31,7 +31,7 @@ logger = logging.getLogger("chatledger.follow")
 
 _PAGE = 100
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_PATIENCE = 2.0  # seconds without a sign that notifications arrive, before the log says that there is none
+_PATIENCE = 5.0  # seconds without a sign that notifications arrive, before the log says that there is none
 _CHANGES_OF_OTHERS = {"message_count", "next_sequence", "version", "updated_at"}
 
 
