@@ -251,6 +251,7 @@ async def test_g6_any_damage_to_a_copy_changes_no_answer(
     cached: ChatLedger, server: Server, damaged: ChatSession, damages: list[tuple[str, bytes, bytes, int, bytes]]
 ) -> None:
     name = key(damaged)
+    server.redis.delete(name)
     await load(cached, damaged)  # stores a sound copy
     held: Any = server.redis.hgetall(name)
     assert sorted(held) == sorted(FIELDS)
