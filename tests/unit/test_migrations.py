@@ -22,6 +22,12 @@ def test_migrations_do_not_call_our_functions() -> None:
             assert not re.search(rf"chatledger\.{function}\s*\(", sql), (migration.name, function)
 
 
+def test_operators_are_told_what_each_migration_locks() -> None:
+    told = (sql_folder().parent / "docs" / "operations.md").read_text("utf-8")
+    for migration in migrations():
+        assert f"\n| `{migration.name}` | " in told, "add what it locks to docs/operations.md"
+
+
 def test_version_sql_has_the_release_of_the_package() -> None:
     text = (sql_folder() / "functions" / "version.sql").read_text("utf-8")
     assert f"'{chatledger.__version__}'" in text
