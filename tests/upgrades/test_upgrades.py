@@ -162,7 +162,7 @@ async def test_upgrade(
 
 
 async def test_an_upgrade_goes_on_under_the_writers(empty_database_url: str, psql: Psql) -> None:
-    """Who writes while it runs gets the old functions or the new ones, and no error."""
+    """Who writes and reads while it runs gets the old functions or the new ones, and no error."""
     calls = calls_of(LANDED[0])
     await psql((FOLDER / f"{LANDED[0]}.sql").read_text("utf-8"), empty_database_url)
     connections = [await asyncpg.connect(empty_database_url) for _ in range(4)]
@@ -171,7 +171,7 @@ async def test_an_upgrade_goes_on_under_the_writers(empty_database_url: str, psq
     async def write(connection: Connection, writer: int) -> int:
         lives = 0
         while not done.is_set() or lives == 0:
-            await run(connection, calls, LIFE, f"{writer}-{lives}")
+            await run(connection, calls, [*LIFE, *READS], f"{writer}-{lives}")
             lives += 1
         return lives
 
