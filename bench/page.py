@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import appends, flatness, function, lists, plots
+from bench.peers import ROWS, TITLES
 from bench.results import Section, kept, number
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -70,6 +71,17 @@ def goals() -> list[Goal]:
     ]  # fmt: skip
 
 
+def beside_others(title: str, row: str, sections: dict[str, Section]) -> str | None:
+    """A line of the page's table: against the fastest of the other stores."""
+    ways = dict(sections[title]["rows"][row]) if title in sections else {}
+    ours = ways.pop("chatledger", None)
+    if ours is None or not ways:
+        return None
+    fastest = min(ways, key=lambda way: ways[way])
+    reached = "yes" if ways[fastest] >= ours else "no"
+    return f"| {title}: speed, of the fastest other ({fastest}) | ≥ 1 | {ways[fastest] / ours:.2f} | {reached} |"
+
+
 def table(section: Section) -> list[str]:
     lines = [f"| | | {section['unit']} | against the first |", "|---|---|--:|--:|"]
     for what, ways in section["rows"].items():
@@ -85,7 +97,9 @@ def text(sections: dict[str, Section]) -> str:
     """The page."""
     introduction, limits = (Path(__file__).with_name(name).read_text() for name in ("introduction.md", "limits.md"))
     lines = [introduction, "| | goal | measured | reached |", "|---|--:|--:|---|"]
-    lines += [line for goal in goals() if (line := goal.line(sections)) is not None]
+    reached = [goal.line(sections) for goal in goals()]
+    reached += [beside_others(title, ROWS[what], sections) for what, title in TITLES.items()]
+    lines += filter(None, reached)
     lines += [""]
     lines += [f"![{plot.title}](images/{plot.file})" for plot in plots.PLOTS if plot.title in sections]
     for title, section in sections.items():
