@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +15,7 @@ import asyncpg
 from chatledger import functions, intent
 from chatledger.cache import SessionCache
 from chatledger.cached_read import read_through
+from chatledger.combining import Combiner
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
 from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object, invalid_message
@@ -83,6 +84,7 @@ class ChatLedger:
         self._redis_url = redis_url or self._settings.redis_url
         self._cache: SessionCache | None = None
         self._listener: Listener | None = None
+        self._combiner: Combiner | None = None
         self._opening = asyncio.Lock()
 
     async def open(self) -> Self:
@@ -120,6 +122,8 @@ class ChatLedger:
             self._heartbeats = Database(self._heartbeat_pool, self._settings)
         if self._redis_url is not None and isinstance(source, asyncpg.Pool):
             self._cache = SessionCache(self._redis_url, session_ttl=self._settings.session_ttl)
+        if isinstance(source, asyncpg.Pool):  # on a connection of the caller's, each call belongs to its transaction
+            self._combiner = Combiner(self._append)
         return Database(source, self._settings)
 
     async def close(self) -> None:
@@ -128,7 +132,7 @@ class ChatLedger:
         servers, self._servers = self._servers, None
         cache, self._cache = self._cache, None
         listener, self._listener = self._listener, None
-        self._database = self._heartbeats = None
+        self._database = self._heartbeats = self._combiner = None
         async with AsyncExitStack() as closing:  # the last one first; all of them, also when this call is cancelled
             if servers is not None:
                 closing.push_async_callback(asyncio.to_thread, servers.close)
@@ -424,10 +428,22 @@ class ChatLedger:
             StaleFence: The stream's lease ran out.
 
         NUL characters and lone surrogates, which Postgres cannot store, are stored as U+FFFD.
+
+        Calls for a session that come while another one is under way go together, in one call of the database; each is
+        stored whole or refused on its own. (Not with ``expected_sequence`` or ``fence``.)
         """
         encoded = [encode_message(message, index) for index, message in enumerate(messages)]
-        arguments = (clean_text(session_id), encoded, _clean(user_id), expected_sequence, fence)
-        return await self._run(lambda c: functions.append_messages(c, *arguments))
+        wanted, asking = clean_text(session_id), _clean(user_id)
+        if self._database is None:
+            await self._open_database()
+        if self._combiner is not None and expected_sequence is None and fence is None:
+            return await self._combiner.append(wanted, asking, encoded)
+        return await self._run(
+            lambda c: functions.append_messages(c, wanted, encoded, asking, expected_sequence, fence)
+        )
+
+    async def _append(self, session_id: str, user_id: str | None, messages: Sequence[str]) -> list[AppendReceipt]:
+        return await self._run(lambda c: functions.append_messages(c, session_id, messages, user_id, None, None))
 
     async def get_messages(
         self,

@@ -1,0 +1,97 @@
+"""Appends to one session that come while another of this process is under way: they wait for it, then go in one call.
+
+They would have waited for its lock in the database anyway, each with a connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+
+from chatledger.errors import ChatLedgerError
+from chatledger.models import AppendReceipt
+
+Append = Callable[[str, str | None, Sequence[str]], Awaitable[list[AppendReceipt]]]
+Key = tuple[str, str | None]
+"""Session and user: who asks decides whether the session is there."""
+
+MOST_MESSAGES = 1_000
+"""So many in one call, unless a single batch has more."""
+
+
+class Combiner:
+    """Calls ``append`` for one caller, or for several at once; each gets what a call of its own would give."""
+
+    def __init__(self, append: Append) -> None:
+        self._append = append
+        self._loop = asyncio.get_running_loop()
+        # A key is there while an append is under way.
+        self._waiting: dict[Key, list[tuple[Sequence[str], asyncio.Future[list[AppendReceipt]]]]] = {}
+        self._running: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly
+
+    async def append(self, session_id: str, user_id: str | None, messages: Sequence[str]) -> list[AppendReceipt]:
+        """Append a batch, whole; in the order of the calls."""
+        key = session_id, user_id
+        if asyncio.get_running_loop() is not self._loop:
+            return await self._append(*key, messages)  # which says what is wrong with that
+        if key in self._waiting:
+            receipts: asyncio.Future[list[AppendReceipt]] = self._loop.create_future()
+            self._waiting[key].append((messages, receipts))
+            return await receipts
+        self._waiting[key] = []
+        try:
+            return await self._append(*key, messages)
+        finally:
+            self._go_on(key)
+
+    def _go_on(self, key: Key) -> None:
+        self._waiting[key] = [(messages, answer) for messages, answer in self._waiting[key] if not answer.cancelled()]
+        if self._waiting[key]:
+            # A task of its own, since no caller's cancellation may end what the others wait for.
+            task = self._loop.create_task(self._append_waiting(key))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        else:
+            del self._waiting[key]
+
+    async def _append_waiting(self, key: Key) -> None:
+        queue = self._waiting[key]
+        count = size = 0
+        while count < len(queue) and (count == 0 or size + len(queue[count][0]) <= MOST_MESSAGES):
+            size += len(queue[count][0])
+            count += 1
+        taken, self._waiting[key] = queue[:count], queue[count:]
+        try:
+            receipts = iter(await self._append(*key, [message for messages, _ in taken for message in messages]))
+            for messages, answer in taken:
+                _settle(answer, list(islice(receipts, len(messages))))
+        except ChatLedgerError as error:
+            if error.sqlstate is None or count == 1:
+                for _, answer in taken:
+                    _settle(answer, error)
+            else:
+                # Something in it was refused, and nothing stored: now each alone, so that only the one is refused.
+                for messages, answer in taken:
+                    try:
+                        _settle(answer, await self._append(*key, messages))
+                    except Exception as alone:
+                        _settle(answer, alone)
+        except BaseException as error:
+            for _, answer in taken:
+                _settle(answer, error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._go_on(key)
+
+
+def _settle(answer: asyncio.Future[list[AppendReceipt]], outcome: list[AppendReceipt] | BaseException) -> None:
+    if answer.done():  # its caller was cancelled
+        return
+    if isinstance(outcome, asyncio.CancelledError):
+        answer.cancel()
+    elif isinstance(outcome, BaseException):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
