@@ -15,6 +15,17 @@ import asyncpg
 
 from .servers import Trickster
 
+DISTURBED = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutdowns
+    asyncpg.InsufficientResourcesError,  # no connection, no room
+    asyncpg.DeadlockDetectedError,
+)
+"""What a fault may come to when another one strikes at the same time."""
+
 if TYPE_CHECKING:
     from .rounds import Fault, Rig, Running
 
@@ -69,21 +80,22 @@ async def answers_lost(running: Running) -> None:
 
 async def connections_used_up(running: Running) -> None:
     """Take every connection that Postgres has, then those of some writers too, and keep them for a while."""
-    url = running.rig.postgres.url()
     async with contextlib.AsyncExitStack() as stack:
 
-        async def take(until: float) -> None:
-            while time.monotonic() < until:
-                try:
-                    taken = await asyncpg.connect(url)
-                    stack.callback(taken.terminate)
-                except asyncpg.TooManyConnectionsError:
-                    if not until < float("inf"):
-                        return
-                    await asyncio.sleep(0.005)
+        async def take() -> bool:
+            try:
+                taken = await asyncpg.connect(running.rig.postgres.url())
+            except DISTURBED:
+                return False
+            stack.callback(taken.terminate)
+            return True
 
-        await asyncio.gather(*(take(float("inf")) for _ in range(6)))
-        await asyncio.gather(backends_terminated(running), *(take(time.monotonic() + 0.15) for _ in range(6)))
+        while all(await asyncio.gather(*(take() for _ in range(6)))):
+            pass
+        await backends_terminated(running)
+        ends = time.monotonic() + 0.15
+        while time.monotonic() < ends:
+            await asyncio.gather(*(take() for _ in range(6)))
 
 
 async def sessions_locked(running: Running) -> None:

@@ -24,6 +24,7 @@ import asyncpg
 from tests.cache.conftest import Server as Valkey
 
 from . import checker
+from .faults import DISTURBED
 from .history import BODY, Call, Row, Stored, calls_of
 from .psql import Psql, PsqlReader, PsqlWriter
 from .servers import PgBouncer, Postgres, Proxy, small_disk
@@ -36,17 +37,6 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
 """Seconds after which a round counts as one that hangs."""
 
-DISTURBED = (
-    OSError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,  # shutdowns
-    asyncpg.InsufficientResourcesError,  # no connection, no room
-    asyncpg.DeadlockDetectedError,
-)
-"""What a fault may come to when another one strikes at the same time."""
-
 
 class Child:
     """A process of writers."""
@@ -55,6 +45,8 @@ class Child:
         self.job = job
         self.lines: list[str] = []
         self.begun = asyncio.Event()
+        self.pid = 0
+        """0: it has not begun, or has ended."""
         self._finished = False
         self._ours, theirs = socket.socketpair()
         with theirs:
@@ -71,9 +63,6 @@ class Child:
             self.begun.set()
         self._writer.close()
         self.pid = 0
-
-    pid = 0
-    """0: it has not begun, or has ended."""
 
     def finish(self) -> None:
         """Tell it that all faults are over."""
