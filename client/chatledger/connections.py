@@ -74,8 +74,9 @@ class Database:
         while True:
             try:
                 return await _attempt(call, self._source)
-            except (_ConnectionLost, *_NOT_DONE, *_LOST) as error:
-                may_be_done = isinstance(error, _ConnectionLost)
+            except (_ConnectionLost, *_NOT_DONE, *_LOST, asyncpg.InternalClientError) as error:
+                # asyncpg's internal error, here: the server went while a connection was taken or given back.
+                may_be_done = isinstance(error, _ConnectionLost | asyncpg.InternalClientError)
                 if (may_be_done and not repeatable) or self._loop.time() + pause > deadline:
                     raise DatabaseUnavailable(
                         f"the database did not answer: {str(error) or 'no connection in time'}",

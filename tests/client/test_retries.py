@@ -136,6 +136,24 @@ async def test_collisions_under_stricter_isolation_are_retried(
     assert sorted(r.sequence for [r] in receipts) == list(range(16))
 
 
+async def test_a_server_that_goes_while_a_connection_is_made_is_tried_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = asyncpg.connection.connect
+    failed: list[str] = []
+
+    async def connect(*arguments: Any, **named: Any) -> Any:
+        if not failed:
+            failed.append("once")
+            raise asyncpg.InternalClientError("got result for unknown protocol state 0")
+        return await real(*arguments, **named)
+
+    monkeypatch.setattr(asyncpg.connection, "connect", connect)
+    async with ChatLedger(database_url) as ledger:
+        await ledger.create_session()
+    assert failed
+
+
 async def test_a_server_that_stays_away_is_an_error_after_the_deadline() -> None:
     settings = Settings(retry_deadline=0.05)
     async with ChatLedger("postgresql://nobody@/none?host=/nowhere", settings=settings) as ledger:

@@ -58,9 +58,10 @@ class Child:
         self.pid = int(await reader.readline())
         if self._finished:
             self._writer.write(b"\n")
-        while (line := await reader.readline()).endswith(b"\n"):
-            self.lines.append(line.decode())
-            self.begun.set()
+        with contextlib.suppress(ConnectionResetError):  # killed with our word unread: all that it told was read before
+            while (line := await reader.readline()).endswith(b"\n"):
+                self.lines.append(line.decode())
+                self.begun.set()
         self._writer.close()
         self.pid = 0
 
