@@ -139,7 +139,7 @@ async def test_collisions_under_stricter_isolation_are_retried(
 async def test_a_server_that_goes_while_a_connection_is_made_is_tried_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = asyncpg.connection.connect
+    real = asyncpg.connect
     failed: list[str] = []
 
     async def connect(*arguments: Any, **named: Any) -> Any:
@@ -148,7 +148,7 @@ async def test_a_server_that_goes_while_a_connection_is_made_is_tried_again(
             raise asyncpg.InternalClientError("got result for unknown protocol state 0")
         return await real(*arguments, **named)
 
-    monkeypatch.setattr(asyncpg.connection, "connect", connect)
+    monkeypatch.setattr(asyncpg, "connect", connect)
     async with ChatLedger(database_url) as ledger:
         await ledger.create_session()
     assert failed
