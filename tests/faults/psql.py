@@ -55,7 +55,7 @@ class Psql:
         if process is not None:
             try:
                 async with asyncio.timeout(10):
-                    await process.communicate()  # the end of its input ends it
+                    await process.communicate(b"")  # the end of its input ends it
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
