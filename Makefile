@@ -33,7 +33,8 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-# Both write docs/benchmarks.md. BENCH=--big measures a ledger of 5,000,000 messages too.
+# Both write docs/benchmarks.md. BENCH=--big measures a ledger of 5,000,000 messages too. Stores that need Python 3.12 run when
+# it is on the PATH.
 bench: .venv/bench-ready
 	$(BIN)/python -m bench $(BENCH)
 

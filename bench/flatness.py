@@ -59,7 +59,8 @@ async def measure_lengths(pool: Pool, rounds: int, server: str, console: Console
 
 async def measure_sizes(database_url: str, rounds: int, server: str, console: Console) -> None:
     """Append to a ledger that is empty and to one of 5,000,000 messages in turn, and keep the medians."""
-    ways = {"empty": "bench_empty", f"{MESSAGES:,} messages": "bench_big"}
+    big = f"{MESSAGES:,} messages"
+    ways = {"empty": "bench_empty", big: "bench_big"}
     microseconds = Medians()
     maintenance = await asyncpg.connect(database_url)
     for name in ways.values():
@@ -72,7 +73,7 @@ async def measure_sizes(database_url: str, rounds: int, server: str, console: Co
         async with pool.acquire() as connection:
             await migrate(connection)
     console.print(f"storing {MESSAGES:,} messages …")
-    await pools[f"{MESSAGES:,} messages"].execute(
+    await pools[big].execute(
         f"""
         insert into chatledger.sessions (id, user_id, next_sequence, created_at, updated_at)
         select md5(n::text), 'u' || n % 1000, {MESSAGES // SESSIONS}, now(), now()
@@ -80,10 +81,10 @@ async def measure_sizes(database_url: str, rounds: int, server: str, console: Co
         insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
         select md5(n::text), place, md5(n || '/' || place), 'user', repeat('What should I pack? ', 10), now()
         from generate_series(1, {SESSIONS}) as n, generate_series(0, {MESSAGES // SESSIONS - 1}) as place;
-        vacuum analyze chatledger.messages;
-        checkpoint;
         """
     )
+    for tidy in ("vacuum analyze chatledger.messages", "checkpoint"):
+        await pools[big].execute(tidy)
     for _ in track(range(rounds), "appends by size", console=console):
         for way, pool in pools.items():
             ours = Chatledger(ChatLedger(pool))
