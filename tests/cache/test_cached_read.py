@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, Settings, functions
-from chatledger.cache import SessionCache
+from chatledger.cache import SessionCache, _sealed, _unsealed
 from chatledger.encoding import encode_message
 from tests.database.helpers import examples
 
@@ -212,8 +212,9 @@ async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server
     elif garbage == "shape":
         server.redis.hset(name, "0", '["m", 0, "yesterday", null, 7]')
     elif garbage == "tool calls":
-        row = json.loads(server.redis.hget(name, "0") or "")
-        server.redis.hset(name, "0", json.dumps([*row[:11], "nonsense", *row[12:]]))
+        held: Any = server.redis.hget(name, "0")
+        row = json.loads(_unsealed(b"0", held))
+        server.redis.hset(name, "0", _sealed(b"0", json.dumps([*row[:11], "nonsense", *row[12:]])))
     elif garbage == "old format":
         server.redis.hset(name, "format", "0")
     else:

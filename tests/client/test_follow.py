@@ -389,9 +389,10 @@ async def test_a_slow_follower_holds_nobody_up(ledger: ChatLedger, other: ChatLe
 
 
 async def end_listening(ledger: ChatLedger, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """End the connection that LISTENs; return when there is another."""
-    await connection.fetch(f"select pg_terminate_backend(pid) from pg_stat_activity where {LISTENING}")
-    await until(lambda: not listener_of(ledger)._heard)
+    """End the connection that LISTENs; return when there is another, on which notifications arrive."""
+    [[ended, _]] = await connection.fetch(f"select pid, pg_terminate_backend(pid) from pg_stat_activity where {LISTENING}")
+    another = f"select exists (select from pg_stat_activity where {LISTENING} and pid <> $1)"
+    await until(lambda: connection.fetchval(another, ended))
     await until(lambda: listener_of(ledger)._heard)
 
 
@@ -514,14 +515,14 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
 ) -> None:
     monkeypatch.setattr(chatledger.follow, "_PATIENCE", 0.0)
     caplog.set_level(logging.INFO, "chatledger.follow")
-    real, refusing = asyncpg.connect, True
+    refusing = True
 
     async def connect(*arguments: Any, **options: Any) -> Any:
         if refusing:
             raise OSError("no way")
-        return await real(*arguments, **options)
+        return await asyncpg.connect(*arguments, **options)
 
-    monkeypatch.setattr(asyncpg, "connect", connect)
+    monkeypatch.setattr("chatledger.follow.connect", connect)
     async with ChatLedger(database_url) as ledger, aclosing(ledger.follow(session_id)) as events:
         waiting = asyncio.create_task(take(events))
         await until(lambda: caplog.records)
