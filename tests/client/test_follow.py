@@ -79,10 +79,12 @@ async def waiting_for_next(ledger: ChatLedger, *followed: Events) -> AsyncIterat
     for _ in range(2):  # one that was polling looks once more, then counts on notifications
         listener_of(ledger)._wake_all()
         await until(lambda: all(one.wake._waiters and not one.wake.is_set() for one in followers))
-    yield tasks
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def result(task: asyncio.Task[SessionEvent]) -> tuple[str, int | None]:
@@ -390,7 +392,8 @@ async def test_a_slow_follower_holds_nobody_up(ledger: ChatLedger, other: ChatLe
 
 async def end_listening(ledger: ChatLedger, connection: asyncpg.Connection[asyncpg.Record]) -> None:
     """End the connection that LISTENs; return when there is another, on which notifications arrive."""
-    [[ended, _]] = await connection.fetch(f"select pid, pg_terminate_backend(pid) from pg_stat_activity where {LISTENING}")
+    ended = await connection.fetchval(f"select pid from pg_stat_activity where {LISTENING}")
+    await connection.execute("select pg_terminate_backend($1)", ended)
     another = f"select exists (select from pg_stat_activity where {LISTENING} and pid <> $1)"
     await until(lambda: connection.fetchval(another, ended))
     await until(lambda: listener_of(ledger)._heard)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -47,8 +47,9 @@ async def test_g7_second_one_is_refused_and_told_who_has_it(connection: Connecti
     lease = await begin_stream(connection, "host-1:4711")
     before = await everything(connection)
 
-    with refused("CL006", session_id="s1", owner="host-1:4711", expires_at=lease["expires_at"].isoformat()):
+    with refused("CL006", session_id="s1", owner="host-1:4711") as refusal:
         await begin_stream(connection, "host-2:815")
+    assert datetime.fromisoformat(said(refusal.value)["detail"]["expires_at"]) == lease["expires_at"]
 
     assert await everything(connection) == before
 

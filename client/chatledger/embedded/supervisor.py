@@ -100,6 +100,7 @@ class Supervisor:
 
         # Signals arrive as bytes on a socket, so that they interrupt nothing half done.
         self.signals, wake = socket.socketpair()
+        self.signals.setblocking(False)
         wake.setblocking(False)
         self._wake = wake
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
@@ -183,11 +184,12 @@ class Supervisor:
                 self.users.add(user)
                 self.waiting.add(user)
                 self.selector.register(user, selectors.EVENT_READ)
-            elif key.fileobj is self.signals:
-                if not {signal.SIGTERM, signal.SIGINT}.isdisjoint(self.signals.recv(1024)):
-                    return False
-            elif isinstance(key.fileobj, socket.socket):
+            elif key.fileobj is not self.signals and isinstance(key.fileobj, socket.socket):
                 gone.append(key.fileobj)  # users say nothing: this is the end of the connection
+        with contextlib.suppress(BlockingIOError):
+            # Also when select saw none: no user must be answered after a signal that came before them.
+            if not {signal.SIGTERM, signal.SIGINT}.isdisjoint(self.signals.recv(1024)):
+                return False
         if self.users.issubset(gone):
             return False  # the last ones' connections stay open until we have ended: that is what close() waits for
         for user in gone:
