@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 TITLE, CPU_TITLE = "Reads with and without the cache", "Postgres' work for a read with and without the cache"
 LENGTHS = (10, 100, 1_000, 10_000)
+UNCHANGED, BEHIND = "unchanged", "one behind"
+PLAIN, CACHED = "without", "with cache"
+
+
+def what(length: int, state: str) -> str:
+    return f"{length:,} messages, {state}"
 
 
 def cpu_seconds(pid: int) -> float:
@@ -43,14 +49,14 @@ async def measure(database_url: str, redis_url: str, rounds: int, server: str, c
             await plain.append_messages(session.session_id, batch(length))
             await cached.get_session(session.session_id)
             for _ in track(range(rounds), f"reads of {length:,}", console=console):
-                for state in ("unchanged", "one behind"):
-                    if state == "one behind":
+                for state in (UNCHANGED, BEHIND):
+                    if state == BEHIND:
                         await plain.append_messages(session.session_id, batch(1))
-                    for way, ledger, pid in (("without", plain, pids[0]), ("with cache", cached, pids[1])):
-                        what, began, used = f"{length:,} messages, {state}", time.perf_counter(), cpu_seconds(pid)
+                    for way, ledger, pid in ((PLAIN, plain, pids[0]), (CACHED, cached, pids[1])):
+                        began, used = time.perf_counter(), cpu_seconds(pid)
                         await ledger.get_session(session.session_id)
-                        milliseconds.add(what, way, (time.perf_counter() - began) * 1000)
-                        cpu.add(what, way, (cpu_seconds(pid) - used) * 1000)
+                        milliseconds.add(what(length, state), way, (time.perf_counter() - began) * 1000)
+                        cpu.add(what(length, state), way, (cpu_seconds(pid) - used) * 1000)
 
     keep(TITLE, "ms", milliseconds.by_what(), server, console)
     keep(CPU_TITLE, "ms of CPU", cpu.by_what(), server, console)

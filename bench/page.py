@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import appends, flatness, function, lists, plots
+from bench import appends, cache, flatness, function, lists, loads, notifications, plots
 from bench.peers import ROWS, TITLES
 from bench.results import Section, kept, number
 
@@ -68,6 +68,21 @@ def goals() -> list[Goal]:
              flatness.BY_SIZE, flatness.ONE, f"{flatness.MESSAGES:,} messages", "empty", cost_at_most=1.15),
         Goal("ms of the server for the first page of 10,000 sessions, of 1,000,000",
              lists.TITLE, lists.PAGE, lists.SPREAD, cost_at_most=2),
+        *(
+            Goal(f"time of a load of {what}, of the bare fetch of its rows",
+                 loads.TITLE, what, loads.LOAD, loads.FETCH, cost_at_most=3)
+            for what in (loads.TEXTS, loads.TURNS)
+        ),
+        Goal("Postgres' CPU of a read of 1,000 unchanged messages through the cache, of one without",
+             cache.CPU_TITLE, cache.what(1_000, cache.UNCHANGED), cache.CACHED, cache.PLAIN, cost_at_most=0.2),
+        Goal("its time",
+             cache.TITLE, cache.what(1_000, cache.UNCHANGED), cache.CACHED, cache.PLAIN, cost_at_most=1),
+        Goal("time from a commit to the `follow` event elsewhere, p50, of a bare LISTEN's",
+             notifications.LATENCY, notifications.P50, notifications.FOLLOW, notifications.BARE_LISTEN,
+             cost_at_most=2),
+        Goal("speed of 64 writers nobody follows, of the same without the feature",
+             notifications.WRITERS, notifications.ONE, notifications.NOBODY, notifications.WITHOUT,
+             speed_at_least=0.95),
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import appends, flatness
+from bench import appends, cache, flatness, notifications
 from bench.peers import ROWS, TITLES
 from bench.results import Section, number
 
@@ -25,6 +25,8 @@ PLOTS = (
     Plot(TITLES["concurrent"], ROWS["concurrent"], "throughput_by_store.svg", "messages a second"),
     Plot(appends.TITLE, appends.ONE, "appends.svg", "appends a second"),
     Plot(flatness.BY_LENGTH, flatness.ONE, "latency_by_length.svg"),
+    Plot(notifications.WRITERS, notifications.ONE, "notifications.svg", "appends a second"),
+    Plot(cache.CPU_TITLE, cache.what(1_000, cache.UNCHANGED), "cache.svg"),
 )
 
 
