@@ -4,7 +4,7 @@ A copy never decides what is true. A reader takes it, asks Postgres what changed
 both. So the cache may be behind, empty, slow, dead or full of garbage: only latency changes. Knows nothing of Postgres.
 
 A session is one hash, ``chat:session:{session_id}``: ``format``, ``created`` (which session of that id this is),
-``version``, ``header``, and a field a message, named by its sequence; the last two behind a checksum.
+``version``, ``header``, and its messages in numbered blocks; header and blocks behind a checksum.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class CachedSession:
     """A session as it was at ``header["version"]``."""
 
     header: dict[str, Any]
-    messages: dict[int, str]
-    """The JSON text of each message by sequence, in order. Not looked at: who cannot parse one calls drop()."""
+    blocks: dict[int, bytes]
+    """Its messages, by number, in order. Not looked at: who cannot read them, or misses some, calls drop()."""
 
 
 class SessionCache:
@@ -153,16 +153,16 @@ class SessionCache:
             await self.drop(session_id)
             return None
 
-    async def put(self, session_id: str, header: Mapping[str, Any], messages: Mapping[int, str]) -> None:
+    async def put(self, session_id: str, header: Mapping[str, Any], blocks: Mapping[int, bytes]) -> None:
         """Store a whole copy, unless there is one of the same session (by ``created_at``) that is not older."""
-        await self._write(session_id, b"", header, messages, ())
+        await self._write(session_id, b"", header, blocks, ())
 
     async def update(
         self,
         session_id: str,
         base_version: int,
         header: Mapping[str, Any],
-        changed: Mapping[int, str],
+        changed: Mapping[int, bytes],
         removed: Collection[int],
     ) -> None:
         """Bring the copy from ``base_version`` to the header's. Any other copy stays as it is."""
@@ -187,7 +187,7 @@ class SessionCache:
         session_id: str,
         base: int | bytes,
         header: Mapping[str, Any],
-        messages: Mapping[int, str],
+        blocks: Mapping[int, bytes],
         removed: Collection[int],
     ) -> None:
         attempt = None if self._calls.holds_back() else self._writes.enter()
@@ -195,9 +195,9 @@ class SessionCache:
             return  # before the work of encoding
         created, version = _created(header), int(header["version"])
         pairs: list[bytes | int] = [b"format", _FORMAT, b"created", created, b"version", version]
-        pairs += [b"header", _sealed(b"header", json.dumps(header, ensure_ascii=False, separators=(",", ":")))]
-        for sequence, text in messages.items():
-            pairs += (sequence, _sealed(b"%d" % sequence, text))
+        pairs += [b"header", _sealed(b"header", json.dumps(header, separators=(",", ":")).encode())]
+        for number, block in blocks.items():
+            pairs += (number, _sealed(b"%d" % number, block))
         key = _key(session_id)
         arguments = (1, key, self._ttl, _FORMAT, created, version, base, len(removed), *removed, *pairs)
         try:
@@ -314,23 +314,19 @@ def _reason(error: Exception) -> str:
 
 
 def _key(session_id: str) -> bytes:
-    return _encode(f"chat:session:{session_id}")
+    return b"chat:session:" + session_id.encode("utf-8", "surrogatepass")  # no Unicode: for Postgres to refuse
 
 
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # an id or text that is no Unicode is for Postgres to refuse
+def _sealed(field: bytes, value: bytes) -> bytes:
+    """Return the value behind a checksum of it and its field: damaged JSON may be JSON still."""
+    return b"%08x" % zlib.crc32(value, zlib.crc32(field)) + value
 
 
-def _sealed(field: bytes, text: str) -> bytes:
-    """Return the text behind a checksum of it and its field: damaged JSON may be JSON still."""
-    encoded = _encode(text)
-    return b"%08x" % zlib.crc32(encoded, zlib.crc32(field)) + encoded
-
-
-def _unsealed(field: bytes, sealed: bytes) -> str:
-    if sealed[:8] != b"%08x" % zlib.crc32(sealed[8:], zlib.crc32(field)):
+def _unsealed(field: bytes, sealed: bytes) -> bytes:
+    value = sealed[8:]
+    if int(sealed[:8], 16) != zlib.crc32(value, zlib.crc32(field)):
         raise ValueError("not as it was written")
-    return sealed[8:].decode("utf-8", "surrogatepass")
+    return value
 
 
 def _created(header: Mapping[str, Any]) -> int:
@@ -347,12 +343,7 @@ def _parse(answer: Any, session_id: str) -> CachedSession:
         raise ValueError("another format")
     created, version = int(answer.pop(b"created")), int(answer.pop(b"version"))
     header = json.loads(_unsealed(b"header", answer.pop(b"header")))
-    texts = sorted((int(field), _unsealed(field, sealed)) for field, sealed in answer.items())
-    messages = dict(texts)
+    blocks = {int(field): _unsealed(field, answer[field]) for field in sorted(answer, key=int)}
     if (header["session_id"], header["version"], _created(header)) != (session_id, version, created):
         raise ValueError("another session's or version's header")
-    if len(texts) != len(messages) or len(messages) != header["message_count"]:
-        raise ValueError("some messages are missing")
-    if texts and not 0 <= texts[0][0] <= texts[-1][0] < header["next_sequence"]:
-        raise ValueError("a message that cannot be")
-    return CachedSession(header, messages)
+    return CachedSession(header, blocks)

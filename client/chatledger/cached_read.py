@@ -6,7 +6,10 @@ messages that the copy already has. Writes do not touch the cache: the next read
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
     from chatledger.functions import Changes
     from chatledger.models import ChatSession
 
-_rows = TypeAdapter(list[MessageRow])
+_blocks_of_rows = TypeAdapter(list[list[MessageRow]])
 _CHECKED_AT = "checked_at"
+# So many sequences make a block of the copy: a read is faster with large blocks, and a change writes all of its block.
+_BLOCK = 16
 
 
 async def read_through(
@@ -40,53 +45,56 @@ async def read_through(
         settings: How stale a copy may be, and how large a session must be to have one.
     """
     copy = await cache.get(session_id)
-    try:
-        if copy is not None and 0 <= time.time() - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
-            if user_id not in (None, copy.header["user_id"]):
-                return None
-            return functions.session_of(copy.header, _parsed(copy.messages))
-        return await _checked(cache, run, session_id, user_id, copy, settings)
-    except (ValueError, KeyError, TypeError):
-        # Garbage of the right shape: Postgres has it right.
-        await cache.drop(session_id)
-        return await _checked(cache, run, session_id, user_id, None, settings)
+    if copy is not None:
+        try:
+            return await _from_copy(copy, cache, run, session_id, user_id, settings)
+        except (ValueError, KeyError, TypeError):
+            # Garbage of the right shape, or a copy of another session that had this id: Postgres has it right.
+            await cache.drop(session_id)
+    return await _from_postgres(cache, run, session_id, user_id, settings)
 
 
-async def _checked(
-    cache: SessionCache,
-    run: Run,
-    session_id: str,
-    user_id: str | None,
-    copy: CachedSession | None,
-    settings: Settings,
+async def _from_postgres(
+    cache: SessionCache, run: Run, session_id: str, user_id: str | None, settings: Settings
 ) -> ChatSession | None:
     checked_at = time.time()
-    since = None if copy is None else (copy.header["version"], copy.header["next_sequence"])
-    changes = await run(lambda c: functions.read_changes(c, session_id, user_id, since))
-    if copy is not None and changes is not None and not _same_session(copy, changes):
-        # The id was purged and created anew, or the database restored: it counts from somewhere else.
-        await cache.drop(session_id)
-        copy = None
-        changes = await run(lambda c: functions.read_changes(c, session_id, user_id, None))
+    changes = await run(lambda c: functions.read_changes(c, session_id, user_id, None))
     if changes is None:
-        if copy is not None and user_id in (None, copy.header["user_id"]):
+        return None
+    header, rows = changes.header | {_CHECKED_AT: checked_at}, [*changes.messages.values()]
+    if len(rows) >= settings.cache_min_messages:
+        await cache.put(session_id, header, _blocks(rows))
+    return functions.session_of(header, rows)
+
+
+async def _from_copy(
+    copy: CachedSession, cache: SessionCache, run: Run, session_id: str, user_id: str | None, settings: Settings
+) -> ChatSession | None:
+    checked_at = time.time()
+    if 0 <= checked_at - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
+        if user_id not in (None, copy.header["user_id"]):
+            return None
+        return functions.session_of(copy.header, await _rows(copy))
+
+    version = copy.header["version"]
+    asking = run(lambda c: functions.read_changes(c, session_id, user_id, (version, copy.header["next_sequence"])))
+    changes, rows = await asyncio.gather(asking, _rows(copy))  # parses while Postgres answers
+    if changes is None:
+        if user_id in (None, copy.header["user_id"]):
             await cache.drop(session_id)  # it is gone, not just another user's
         return None
+    if not _same_session(copy, changes):
+        raise ValueError("the id was purged and created anew, or the database restored")
 
     header = changes.header | {_CHECKED_AT: checked_at}
-    if copy is None:
-        if len(changes.messages) >= settings.cache_min_messages:
-            await cache.put(session_id, header, _texts(changes))
-        return functions.session_of(header, [*changes.messages.values()])
-    rows = _parsed(copy.messages)
     if changes.messages or changes.removed:
         merged = {row[1]: row for row in rows if row[1] not in changes.removed} | changes.messages
         rows = [merged[sequence] for sequence in sorted(merged)]
-    session = functions.session_of(header, rows)
-    if settings.cache_max_staleness > 0 or changes.header["version"] != copy.header["version"]:
-        removed = copy.messages.keys() & changes.removed
-        await cache.update(session_id, copy.header["version"], header, _texts(changes), removed)
-    return session
+    if settings.cache_max_staleness > 0 or header["version"] != version:
+        touched = {sequence // _BLOCK for sequence in (*changes.messages, *changes.removed)}
+        blocks = _blocks(row for row in rows if row[1] // _BLOCK in touched)
+        await cache.update(session_id, version, header, blocks, copy.blocks.keys() & touched - blocks.keys())
+    return functions.session_of(header, rows)
 
 
 def _same_session(copy: CachedSession, changes: Changes) -> bool:
@@ -94,9 +102,16 @@ def _same_session(copy: CachedSession, changes: Changes) -> bool:
     return len(set(created)) == 1 and changes.header["version"] >= copy.header["version"]
 
 
-def _texts(changes: Changes) -> dict[int, str]:
-    return {sequence: to_json(row).decode() for sequence, row in changes.messages.items()}
+def _blocks(rows: Iterable[MessageRow]) -> dict[int, bytes]:
+    blocks: defaultdict[int, list[MessageRow]] = defaultdict(list)
+    for row in rows:
+        blocks[row[1] // _BLOCK].append(row)
+    return {number: to_json(block) for number, block in blocks.items()}
 
 
-def _parsed(texts: dict[int, str]) -> list[MessageRow]:
-    return _rows.validate_json(f"[{','.join(texts.values())}]")
+async def _rows(copy: CachedSession) -> list[MessageRow]:
+    blocks = _blocks_of_rows.validate_json(b"[%b]" % b",".join(copy.blocks.values()))
+    rows = [row for block in blocks for row in block]
+    if len(rows) != copy.header["message_count"]:
+        raise ValueError("some messages are missing")
+    return rows

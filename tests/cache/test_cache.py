@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from chatledger.cache import CachedSession, SessionCache, _Breaker
+from chatledger.cache import CachedSession, SessionCache, _Breaker, _sealed
 
 from .conftest import Clock, OpenCache, Server
 
@@ -21,18 +21,18 @@ KEY = "chat:session:s"
 CREATED = "2026-03-01T12:00:00.25+00:00"
 
 
-def messages(version: int, sequences: range) -> dict[int, str]:
-    """Messages that tell which version they are of."""
-    return {n: json.dumps({"message_id": f"m{n}", "content": f"{version} é\U0001f600"}) for n in sequences}
+def blocks_of(version: int, numbers: range) -> dict[int, bytes]:
+    """Blocks that tell which version they are of."""
+    return {n: f"block {n} of version {version} é\U0001f600".encode() for n in numbers}
 
 
-def header(version: int, texts: dict[int, str], **more: Any) -> dict[str, Any]:
+def header(version: int, blocks: dict[int, bytes], **more: Any) -> dict[str, Any]:
     return {
         "session_id": "s",
         "user_id": "u",
         "version": version,
-        "message_count": len(texts),
-        "next_sequence": max(texts, default=-1) + 1,
+        "message_count": len(blocks),
+        "next_sequence": max(blocks, default=-1) + 1,
         "created_at": CREATED,
         **more,
     }
@@ -41,9 +41,9 @@ def header(version: int, texts: dict[int, str], **more: Any) -> dict[str, Any]:
 async def put(
     cache: SessionCache, version: int = 1, count: int = 3, session_id: str = "s", **more: Any
 ) -> CachedSession:
-    texts = messages(version, range(count))
-    session = CachedSession(header(version, texts, session_id=session_id, **more), texts)
-    await cache.put(session_id, session.header, session.messages)
+    blocks = blocks_of(version, range(count))
+    session = CachedSession(header(version, blocks, session_id=session_id, **more), blocks)
+    await cache.put(session_id, session.header, session.blocks)
     return session
 
 
@@ -66,62 +66,62 @@ async def test_round_trip(server: Server, open_cache: OpenCache, count: int, pro
     session = await put(cache, count=count)
     got = await cache.get("s")
     assert got == session
-    assert list(got.messages) == list(range(count))
+    assert list(got.blocks) == list(range(count))
     await cache.drop("s")
     assert await cache.get("s") is None
 
 
-async def test_odd_ids_and_texts(cache: SessionCache) -> None:
+async def test_odd_ids_and_blocks(cache: SessionCache) -> None:
     for session_id in ("a b\n{c}", "\U0001f600", "\0", "\ud800"):
-        texts = {0: '{"content":"\ud800 \0"}'}
-        await cache.put(session_id, header(1, texts, session_id=session_id), texts)
+        blocks = {0: b"\xff\r\n\0"}
+        await cache.put(session_id, header(1, blocks, session_id=session_id), blocks)
         got = await cache.get(session_id)
         assert got is not None
-        assert got.messages == texts
+        assert got.blocks == blocks
 
 
 async def test_delta(cache: SessionCache) -> None:
     await put(cache, 5, count=12)
-    texts = messages(5, range(12)) | messages(7, range(10, 14))
-    del texts[2]
-    after = header(7, texts)
-    await cache.update("s", 5, after, messages(7, range(10, 14)), [2])
+    blocks = blocks_of(5, range(12)) | blocks_of(7, range(10, 14))
+    del blocks[2]
+    after = header(7, blocks)
+    await cache.update("s", 5, after, blocks_of(7, range(10, 14)), [2])
     got = await cache.get("s")
-    assert got == CachedSession(after, texts)
-    assert list(got.messages) == sorted(texts)
+    assert got == CachedSession(after, blocks)
+    assert list(got.blocks) == sorted(blocks)
 
 
 async def test_delta_of_thousands(cache: SessionCache) -> None:
     await put(cache, 1, count=10_000)
-    texts = messages(2, range(9_000, 19_000))
-    await cache.update("s", 1, header(2, texts), texts, range(9_000))
-    assert await cache.get("s") == CachedSession(header(2, texts), texts)
+    blocks = blocks_of(2, range(9_000, 19_000))
+    await cache.update("s", 1, header(2, blocks), blocks, range(9_000))
+    assert await cache.get("s") == CachedSession(header(2, blocks), blocks)
 
 
 @pytest.mark.parametrize("base", [3, 4, 6, 7])
 async def test_delta_on_another_version_leaves_the_copy(server: Server, cache: SessionCache, base: int) -> None:
     session = await put(cache, 5)
-    await cache.update("s", base, header(base + 1, messages(0, range(9))), messages(0, range(9)), [0])
+    await cache.update("s", base, header(base + 1, blocks_of(0, range(9))), blocks_of(0, range(9)), [0])
     assert await cache.get("s") == session
     assert server.redis.exists(KEY)
 
 
 async def test_delta_without_a_copy_makes_none(server: Server, cache: SessionCache) -> None:
-    await cache.update("s", 1, header(2, messages(2, range(1))), messages(2, range(1)), [])
+    await cache.update("s", 1, header(2, blocks_of(2, range(1))), blocks_of(2, range(1)), [])
     assert not server.redis.exists(KEY)
 
 
 async def test_delta_of_another_session_with_that_id_leaves_the_copy(cache: SessionCache) -> None:
     session = await put(cache, 5)
-    other = header(6, session.messages, created_at="2026-03-02T12:00:00+00:00")
+    other = header(6, session.blocks, created_at="2026-03-02T12:00:00+00:00")
     await cache.update("s", 5, other, {}, [])
     assert await cache.get("s") == session
 
 
 async def test_versions_too_large_for_a_double(cache: SessionCache) -> None:
     await put(cache, 2**53)
-    texts = messages(0, range(3))
-    await cache.update("s", 2**53 + 1, header(2**53 + 2, texts), texts, [])
+    blocks = blocks_of(0, range(3))
+    await cache.update("s", 2**53 + 1, header(2**53 + 2, blocks), blocks, [])
     assert await version_of(cache) == 2**53
 
 
@@ -129,7 +129,7 @@ async def test_put_replaces_an_older_copy_only(cache: SessionCache) -> None:
     await put(cache, 5, count=9)
     await put(cache, 4)
     await put(cache, 5, title="another")
-    assert await cache.get("s") == CachedSession(header(5, messages(5, range(9))), messages(5, range(9)))
+    assert await cache.get("s") == CachedSession(header(5, blocks_of(5, range(9))), blocks_of(5, range(9)))
     newer = await put(cache, 10, count=2)
     assert await cache.get("s") == newer
 
@@ -144,7 +144,7 @@ async def test_one_moment_in_two_time_zones_is_one_session(cache: SessionCache) 
     await put(cache, 5)
     await put(cache, 4, created_at="2026-03-01T17:30:00.250000+05:30")
     assert await version_of(cache) == 5
-    elsewhere = header(6, messages(5, range(3)), created_at="2026-03-01T17:30:00.250000+05:30")
+    elsewhere = header(6, blocks_of(5, range(3)), created_at="2026-03-01T17:30:00.250000+05:30")
     await cache.update("s", 5, elsewhere, {}, [])
     assert await version_of(cache) == 6
 
@@ -154,8 +154,8 @@ async def test_one_of_many_concurrent_updates_wins(server: Server, open_cache: O
     await put(caches[0], 0, count=30)
 
     async def write(worker: int) -> None:
-        texts = messages(worker, range(30))
-        await caches[worker % 4].update("s", 0, header(worker, texts), texts, [])
+        blocks = blocks_of(worker, range(30))
+        await caches[worker % 4].update("s", 0, header(worker, blocks), blocks, [])
 
     seen: set[int] = set()
 
@@ -163,7 +163,7 @@ async def test_one_of_many_concurrent_updates_wins(server: Server, open_cache: O
         for _ in range(30):
             session = await cache.get("s")
             assert session is not None
-            assert session.messages == messages(session.header["version"], range(30))
+            assert session.blocks == blocks_of(session.header["version"], range(30))
             seen.add(session.header["version"])
 
     await asyncio.gather(*map(read, caches), *map(write, range(1, 21)))
@@ -177,8 +177,8 @@ async def test_reads_are_whole_while_others_write(server: Server, open_cache: Op
     async def write(cache: SessionCache, first: int) -> None:
         for version in range(first, 300, 3):
             await put(cache, version, count=version % 40)
-            texts = messages(version, range(version % 40))
-            await cache.update("s", version - 1, header(version, texts), texts, range(len(texts), 40))
+            blocks = blocks_of(version, range(version % 40))
+            await cache.update("s", version - 1, header(version, blocks), blocks, range(len(blocks), 40))
 
     async def read() -> int:
         hits = 0
@@ -186,7 +186,7 @@ async def test_reads_are_whole_while_others_write(server: Server, open_cache: Op
             session = await reader.get("s")
             if session:
                 version = session.header["version"]
-                assert session.messages == messages(version, range(version % 40))
+                assert session.blocks == blocks_of(version, range(version % 40))
                 hits += 1
         return hits
 
@@ -203,7 +203,7 @@ async def test_ttl_is_set_by_every_write(server: Server, open_cache: OpenCache) 
     server.redis.persist(KEY)
     await cache.get("s")
     assert server.redis.pttl(KEY) == -1  # reading writes nothing
-    await cache.update("s", 1, header(2, messages(1, range(3))), {}, [])
+    await cache.update("s", 1, header(2, blocks_of(1, range(3))), {}, [])
     assert 90_000 < server.redis.pttl(KEY) <= 100_000
     server.redis.persist(KEY)
     await put(cache, 3)
@@ -213,12 +213,12 @@ async def test_ttl_is_set_by_every_write(server: Server, open_cache: OpenCache) 
 async def test_a_delta_costs_the_same_whatever_the_size(server: Server, cache: SessionCache) -> None:
     sent = []
     for count in (10, 10_000):
-        texts = messages(1, range(100_000 - count, 100_000))
-        await cache.put("s", header(1, texts), texts)
-        await cache.update("s", 1, header(2, texts), {}, [])  # so that the script is there
-        change = messages(2, range(100_000, 100_001))
+        blocks = blocks_of(1, range(100_000 - count, 100_000))
+        await cache.put("s", header(1, blocks), blocks)
+        await cache.update("s", 1, header(2, blocks), {}, [])  # so that the script is there
+        change = blocks_of(2, range(100_000, 100_001))
         before = server.info("stats")["total_net_input_bytes"]
-        await cache.update("s", 2, header(3, texts | change), change, [])
+        await cache.update("s", 2, header(3, blocks | change), change, [])
         sent.append(server.info("stats")["total_net_input_bytes"] - before)
         assert await version_of(cache) == 3
         await cache.drop("s")
@@ -231,6 +231,10 @@ async def test_a_delta_costs_the_same_whatever_the_size(server: Server, cache: S
 
 def _set(field: str, value: str | bytes) -> Callable[[Server], object]:
     return lambda server: server.redis.hset(KEY, field, value)
+
+
+def _set_header(value: str | bytes) -> Callable[[Server], object]:
+    return _set("header", _sealed(b"header", value if isinstance(value, bytes) else value.encode()))
 
 
 def _without(field: str) -> Callable[[Server], object]:
@@ -251,22 +255,21 @@ GARBAGE: dict[str, Callable[[Server], object]] = {
     "string": _string,
     "list": _list,
     **{f"no {field}": _without(field) for field in ("format", "version", "created", "header")},
-    "a message is missing": _without("1"),
-    "a message too many": _set("7", "{}"),
-    "a message of no session": lambda s: (s.redis.hdel(KEY, "1"), s.redis.hset(KEY, "-1", "{}")),
-    "a message of the future": lambda s: (s.redis.hdel(KEY, "1"), s.redis.hset(KEY, "3", "{}")),
+    "a block without its checksum": _set("1", "block"),
+    "a block in another's place": _set("1", _sealed(b"2", b"block")),
     "another format": _set("format", "0"),
-    "field is no number": _set("x", "{}"),
+    "field is no number": _set("x", _sealed(b"x", b"block")),
     "version is no number": _set("version", "five"),
     "another version": _set("version", "4"),
     "another session": _set("created", "1"),
-    "header is no JSON": _set("header", "{"),
-    "header is no object": _set("header", "[1]"),
-    "header is of another session": _set("header", json.dumps(header(5, messages(5, range(3)), session_id="t"))),
-    "header without a time": _set("header", json.dumps(header(5, messages(5, range(3)), created_at=None))),
-    "header of the year 1": _set("header", json.dumps(header(5, messages(5, range(3)), created_at="0001-01-01T00+14"))),
-    "header is deep": _set("header", "[" * 200_000),
-    "not UTF-8": _set("1", b"\xff"),
+    "header without its checksum": _set("header", "{}"),
+    "header is no JSON": _set_header("{"),
+    "header is no object": _set_header("[1]"),
+    "header is of another session": _set_header(json.dumps(header(5, {}, session_id="t"))),
+    "header without a time": _set_header(json.dumps(header(5, {}, created_at=None))),
+    "header of the year 1": _set_header(json.dumps(header(5, {}, created_at="0001-01-01T00+14"))),
+    "header is deep": _set_header("[" * 200_000),
+    "header is not UTF-8": _set_header(b"\xff"),
 }
 
 
@@ -287,7 +290,7 @@ async def test_garbage_is_a_miss_and_goes(
 async def test_garbage_is_not_built_on(server: Server, cache: SessionCache, kind: str) -> None:
     await put(cache, 5)
     GARBAGE[kind](server)
-    await cache.update("s", 5, header(6, messages(5, range(3))), {}, [])
+    await cache.update("s", 5, header(6, blocks_of(5, range(3))), {}, [])
     assert not server.redis.exists(KEY)
     GARBAGE["string"](server)
     session = await put(cache, 1)
@@ -309,7 +312,7 @@ def _log(caplog: pytest.LogCaptureFixture) -> None:
 async def every_call(cache: SessionCache) -> None:
     assert await cache.get("s") is None
     await put(cache)
-    await cache.update("s", 1, header(2, messages(1, range(3))), {}, [])
+    await cache.update("s", 1, header(2, blocks_of(1, range(3))), {}, [])
     await cache.drop("s")
 
 
@@ -499,7 +502,7 @@ async def test_the_next_try_is_with_a_new_connection(
     clock.now += 1.5
     cache._timeout = 10
     try:
-        assert await cache.get("s") == CachedSession(header(1, messages(1, range(3))), messages(1, range(3)))
+        assert await cache.get("s") == CachedSession(header(1, blocks_of(1, range(3))), blocks_of(1, range(3)))
     finally:
         server.resume()
 
@@ -513,7 +516,7 @@ async def test_killed_and_restarted_server(
     await every_call(cache)
     assert said(caplog) == ["WARNING"]
 
-    class Untouched(dict[int, str]):
+    class Untouched(dict[int, bytes]):
         def items(self) -> Any:
             raise AssertionError("encoded in vain")
 
@@ -556,7 +559,7 @@ async def test_flushed_server(own_server: Server, open_cache: OpenCache, caplog:
     session = await put(cache)
     assert await cache.get("s") == session
     own_server.redis.script_flush()
-    await cache.update("s", 1, header(2, session.messages), {}, [])
+    await cache.update("s", 1, header(2, session.blocks), {}, [])
     assert await version_of(cache) == 2
     assert said(caplog) == []
 
@@ -569,7 +572,7 @@ async def test_a_server_that_takes_no_writes(
     cache = open_cache(own_server.url)
     session = await put(cache)
     others = [header(1, {}, session_id=f"s{n}") for n in range(20)]
-    change, redis = header(2, messages(1, range(4))), own_server.redis
+    change, redis = header(2, blocks_of(1, range(4))), own_server.redis
     if why == "out of memory":
         redis.config_set("maxmemory", 1)
     elif why == "read only":
@@ -581,7 +584,7 @@ async def test_a_server_that_takes_no_writes(
     for _ in range(3):
         for other in others:
             await cache.put(other["session_id"], other, {})
-        await cache.update("s", 1, change, messages(2, range(3, 4)), [])
+        await cache.update("s", 1, change, blocks_of(2, range(3, 4)), [])
         assert await cache.get("s") == session
     after = own_server.info("commandstats")["cmdstat_evalsha"]
     count = sum(after[n] - before[n] for n in ("calls", "rejected_calls"))
@@ -618,8 +621,8 @@ async def test_without_memory_a_copy_stays_whole(own_server: Server, open_cache:
     if whole:
         await put(cache, 2, count=100)
     else:
-        texts = messages(2, range(2, 100))
-        await cache.update("s", 1, header(2, texts), texts, [0, 1])
+        blocks = blocks_of(2, range(2, 100))
+        await cache.update("s", 1, header(2, blocks), blocks, [0, 1])
     assert await cache.get("s") == session
 
 
@@ -801,12 +804,12 @@ async def test_closed(server: Server, open_cache: OpenCache, caplog: pytest.LogC
 
 
 async def test_a_mistake_of_the_callers_is_not_hidden(cache: SessionCache) -> None:
-    text: Any = {"content": "not text"}
+    block: Any = "not bytes"
     calls: list[Awaitable[None]] = [
         cache.put("s", {}, {}),
-        cache.put("s", header(1, {}), {0: text}),
+        cache.put("s", header(1, {}), {0: block}),
         cache.update("s", 1, header(2, {}, created_at="soon"), {}, []),
     ]
     for call in calls:
-        with pytest.raises((KeyError, AttributeError, ValueError)):
+        with pytest.raises((KeyError, TypeError, ValueError)):
             await call

@@ -206,8 +206,8 @@ class Copies:
     async def get(self, session_id: str) -> CachedSession | None:
         return self.kept
 
-    async def put(self, session_id: str, header: Json, messages: dict[int, str]) -> None:
-        self.kept = CachedSession(header, messages)
+    async def put(self, session_id: str, header: Json, blocks: dict[int, bytes]) -> None:
+        self.kept = CachedSession(header, blocks)
 
     async def drop(self, session_id: str) -> None:
         self.kept = None
