@@ -79,6 +79,7 @@ values (3, '0003_following', '681e2bf80b9364ea6203d422bd5407c0682d861e319782944e
 \ir functions/get_messages.sql
 \ir functions/header_of.sql
 \ir functions/is_storable.sql
+\ir functions/is_visible.sql
 \ir functions/json_problem.sql
 \ir functions/list_sessions.sql
 \ir functions/lock_session.sql

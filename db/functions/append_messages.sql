@@ -40,6 +40,7 @@ declare
     v_inserted      integer;
     v_index         integer;
     v_conflict      text;
+    v_message       jsonb;
 begin
     if array_ndims(p_messages) is distinct from 1 then
         perform chatledger.check_messages(p_messages);
@@ -51,7 +52,7 @@ begin
     select s.next_sequence, s.updated_at, s.watched_until
     into v_first, v_updated_at, v_watched_until
     from chatledger.sessions as s
-    where s.id = p_session_id and s.deleted_at is null and (p_user_id is null or s.user_id = p_user_id) and p_fence is null
+    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id) and p_fence is null
     for no key update;
     if not found then
         -- Bad messages come first among the refusals.
@@ -84,7 +85,8 @@ begin
         -- others back, since they would leave gaps, and go on with only what is new.
         perform chatledger.check_messages(p_messages);
         delete from chatledger.messages as m
-        where m.session_id = p_session_id and m.sequence >= v_first;
+        where m.session_id = p_session_id and m.sequence >= v_first
+            and m.message_id = any (array(select message ->> 'message_id' from unnest(v_new) as message));
 
         p_messages := array(
             select jsonb_build_object('message_id', gen_random_uuid()) || input.message
@@ -92,7 +94,8 @@ begin
             order by input.position);
 
         -- The same id stands for the same body, or the caller is wrong. A key that is null is as good as none: clients drop
-        -- such keys from what they loaded.
+        -- such keys from what they loaded. (Here and below, "limit 1" has each message looked up by its id. A join might read
+        -- the whole session, by a plan that the connection made while the table was small.)
         select repeated.position - 1, repeated.id
         into v_index, v_conflict
         from (
@@ -101,12 +104,16 @@ begin
             cross join lateral chatledger.merge_keys('{}', input.message - 'message_id') as body
             window same_id as (partition by input.message ->> 'message_id' order by input.position)
         ) as repeated
-        left join chatledger.messages as stored
-            on stored.session_id = p_session_id and stored.message_id = repeated.id
+        left join lateral (
+            select m.removed, m.original_hash, chatledger.message_body(m) as body
+            from chatledger.messages as m
+            where m.session_id = p_session_id and m.message_id = repeated.id
+            limit 1
+        ) as stored on true
         where case
-            when stored.message_id is null then repeated.first_body <> repeated.body
+            when stored.body is null then repeated.first_body <> repeated.body
             -- As it was appended, or as it was amended since: a stale copy may hold either.
-            else (stored.removed or chatledger.merge_keys('{}', chatledger.message_body(stored)) <> repeated.body)
+            else (stored.removed or chatledger.merge_keys('{}', stored.body) <> repeated.body)
                 and stored.original_hash is distinct from chatledger.message_hash(repeated.body)
         end
         order by repeated.position
@@ -125,9 +132,11 @@ begin
             from (
                 select distinct on (input.message ->> 'message_id') input.message, input.position
                 from unnest(p_messages) with ordinality as input (message, position)
-                where not exists (
-                    select from chatledger.messages as stored
-                    where stored.session_id = p_session_id and stored.message_id = input.message ->> 'message_id')
+                where (
+                    select stored.sequence
+                    from chatledger.messages as stored
+                    where stored.session_id = p_session_id and stored.message_id = input.message ->> 'message_id'
+                    limit 1) is null
                 order by input.message ->> 'message_id', input.position
             ) as fresh
             order by fresh.position);
@@ -151,17 +160,26 @@ begin
     end if;
 
     if v_inserted = cardinality(p_messages) then
-        return query
-            select input.message ->> 'message_id', v_first + input.position::integer - 1, v_now, true
-            from unnest(p_messages) with ordinality as input (message, position);
+        created_at := v_now;
+        appended := true;
+        sequence := v_first;
+        foreach v_message in array p_messages loop
+            message_id := v_message ->> 'message_id';
+            return next;
+            sequence := sequence + 1;
+        end loop;
     else
         return query
             select stored.message_id, stored.sequence, stored.created_at,
                 stored.sequence >= v_first
                     and 1 = row_number() over (partition by stored.message_id order by input.position)
             from unnest(p_messages) with ordinality as input (message, position)
-            join chatledger.messages as stored
-                on stored.session_id = p_session_id and stored.message_id = input.message ->> 'message_id'
+            cross join lateral (
+                select m.message_id, m.sequence, m.created_at
+                from chatledger.messages as m
+                where m.session_id = p_session_id and m.message_id = input.message ->> 'message_id'
+                limit 1
+            ) as stored
             order by input.position;
     end if;
 end

@@ -23,9 +23,7 @@ begin
         removed_count = 0, prompt_tokens = 0, completion_tokens = 0, total_tokens = 0, forked_from = null,
         forked_at = null, stream_id = null, stream_owner = null, stream_began_at = null,
         stream_expires_at = null
-    where s.id = p_session_id
-        and s.deleted_at is null
-        and (p_user_id is null or s.user_id = p_user_id)
+    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id)
     returning s.version, s.watched_until into v_version, v_watched;
     if not found then
         return false;

@@ -38,7 +38,7 @@ begin
 
     select s.* into v_session
     from chatledger.sessions as s
-    where s.id = p_session_id and s.deleted_at is null and (p_user_id is null or s.user_id = p_user_id);
+    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id);
     if not found then
         perform chatledger.raise_session_not_found(p_session_id);
     end if;

@@ -46,7 +46,7 @@ begin
     if not found then
         select s.* into v_fork
         from chatledger.sessions as s
-        where s.id = p_new_session_id and s.deleted_at is null and s.forked_from = p_session_id
+        where s.id = p_new_session_id and chatledger.is_visible(s.deleted_at, null, null) and s.forked_from = p_session_id
             and s.forked_at is not distinct from p_at_sequence
             -- Not a fork of another user's session that had this id before it was purged.
             and s.user_id is not distinct from v_session.user_id;

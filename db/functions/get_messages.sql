@@ -31,21 +31,20 @@ as $function$
 #variable_conflict use_column
 declare
     v_start bigint;  -- after the largest integer comes nothing, not an overflow
-    v_end   integer;
+    v_end   bigint;
 begin
     if p_limit < 1 then
         perform chatledger.raise_invalid_argument('limit', 'must be 1 or more, or null for all');
     end if;
     if not exists (
         select from chatledger.sessions as s
-        where s.id = p_session_id and s.deleted_at is null and (p_user_id is null or s.user_id = p_user_id))
+        where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id))
     then
         perform chatledger.raise_session_not_found(p_session_id);
     end if;
 
     if p_after is null then
         v_start := chatledger.page_start(p_session_id, p_before, p_limit);
-        v_end := p_before;
     else
         v_start := greatest(p_after, -1)::bigint + 1;
         if p_limit is not null then
@@ -63,15 +62,15 @@ begin
             order by m.sequence
             limit 1;
         end if;
-        v_end := least(v_end, p_before);
     end if;
+    v_end := coalesce(least(v_end, p_before), 2147483648);
 
     return query
         select m.sequence, m.message_id, m.role, m.content, m.content_parts, m.name, m.tool_call_id, m.refusal,
             m.tool_calls, m.function_call, m.metadata, m.duration_ms, m.extra, m.amended_version, m.created_at
         from chatledger.messages as m
         where m.session_id = p_session_id and not m.removed
-            and m.sequence >= v_start and (v_end is null or m.sequence < v_end)
+            and m.sequence >= v_start and m.sequence < v_end
         order by m.sequence;
 end
 $function$;

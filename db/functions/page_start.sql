@@ -15,7 +15,7 @@ begin
     from (
         select m.*
         from chatledger.messages as m
-        where m.session_id = p_session_id and not m.removed and (p_before is null or m.sequence < p_before)
+        where m.session_id = p_session_id and not m.removed and m.sequence < coalesce(p_before, 2147483648)
         order by m.sequence desc
         limit p_limit
     ) as page

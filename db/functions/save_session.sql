@@ -112,6 +112,7 @@ begin
             select stored.message_id, stored.sequence, stored.created_at, stored.amended_version
             from chatledger.messages as stored
             where stored.session_id = p_session_id and stored.message_id = wanted.id
+            limit 1  -- so that each is looked up by its id: see append_messages
         ) as m
         order by m.sequence;
 end
