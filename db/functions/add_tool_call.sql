@@ -39,7 +39,7 @@ begin
         raise exception using
             errcode = 'CL007',
             message = format('tool call: %s %s', v_problem[1], v_problem[2]),
-            detail = jsonb_build_object('index', 0, 'field', v_problem[1], 'problem', v_problem[2])::text,
+            detail = jsonb_build_object('field', v_problem[1], 'problem', v_problem[2])::text,
             hint = 'Nothing was stored. A tool call has an id and a function with a name.';
     end if;
     if char_length(v_call_id) > 255 then

@@ -1,5 +1,6 @@
 -- apply_amendment(p_session_id, p_amendment, p_read_version) -> boolean, whether the message changed
--- One amendment of save_session, which says what it is, to a message that the caller read at that version of the session. The caller holds the session's lock. Internal.
+-- One amendment of save_session, which says what it is, to a message that the caller read at that version of the session.
+-- The caller holds the session's lock. Internal.
 -- Raises: CL004 amended since, CL007 invalid message, CL009 message not found.
 create or replace function chatledger.apply_amendment(p_session_id text, p_amendment jsonb, p_read_version bigint)
 returns boolean

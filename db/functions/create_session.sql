@@ -41,7 +41,8 @@ begin
     if not found then
         select s.* into v_session
         from chatledger.sessions as s
-        where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id) and s.user_id is not distinct from p_user_id;
+        where s.id = p_session_id and chatledger.is_visible(s.deleted_at, null, null)
+            and s.user_id is not distinct from p_user_id;
         if not found then
             perform chatledger.raise_session_not_found(p_session_id);
         end if;

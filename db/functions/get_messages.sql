@@ -76,5 +76,6 @@ end
 $function$;
 
 revoke all on function chatledger.get_messages(text, text, integer, integer, integer) from public;
-grant execute on function chatledger.get_messages(text, text, integer, integer, integer) to chatledger_reader, chatledger_writer;
+grant execute on function chatledger.get_messages(text, text, integer, integer, integer)
+    to chatledger_reader, chatledger_writer;
 comment on function chatledger.get_messages(text, text, integer, integer, integer) is 'A page of a session''s messages.';

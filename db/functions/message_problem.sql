@@ -1,7 +1,6 @@
 -- message_problem(p_message) -> text[]
 -- What is wrong with a message: array[field, problem], or null when it can be stored. Never quotes the message's
--- content, since problems end in logs. Internal; one expression of immutable parts, so that Postgres inlines it: a call that
--- is not inlined costs more than all the rest of an append.
+-- content, since problems end in logs. Says why what is_storable, the same rule, has refused. Internal.
 create or replace function chatledger.message_problem(p_message jsonb)
 returns text[]
 language sql

@@ -15,7 +15,9 @@ as $function$
 #variable_conflict use_column
 begin
     if p_session_id is not null
-        and not exists (select from chatledger.sessions as s where s.id = p_session_id and chatledger.is_visible(s.deleted_at, null, null))
+        and not exists (
+            select from chatledger.sessions as s
+            where s.id = p_session_id and chatledger.is_visible(s.deleted_at, null, null))
     then
         perform chatledger.raise_session_not_found(p_session_id);
     end if;

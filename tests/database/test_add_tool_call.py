@@ -164,7 +164,7 @@ async def test_g10_what_is_not_a_tool_call_is_refused(connection: Connection, ba
     await new_session(connection, [assistant("m0")])
     before = await everything(connection)
 
-    with refused("CL007", index=0, field="tool_calls"):
+    with refused("CL007", index=None, field="tool_calls"):
         await add_call(connection, bad)
 
     assert await everything(connection) == before
@@ -172,7 +172,7 @@ async def test_g10_what_is_not_a_tool_call_is_refused(connection: Connection, ba
 
 async def test_g10_sql_null_is_not_a_tool_call(connection: Connection) -> None:
     await new_session(connection, [assistant("m0")])
-    with refused("CL007", index=0, field="tool_calls"):
+    with refused("CL007", index=None, field="tool_calls"):
         await connection.execute("select chatledger.add_tool_call('s1', null)")
 
 
