@@ -5,6 +5,7 @@ No I/O, no clock, no chance: the same history always gives the same messages, so
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ _KEYS = {
     "tool": ("name", "tool_call_id"),
 }
 _NAME = ("name",)
+# Of the two kinds of calls: the other one; what goes into it, and what stands for nothing there.
+_OTHER = {"function": "custom", "custom": "function"}
+_INPUT = {"function": ("arguments", "{}"), "custom": ("input", "")}
 # What stands for no value; 0 and False are values.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 # What a message has room for once.
@@ -123,7 +127,8 @@ def to_openai_messages(
     Only keys that the API knows for the role are given. The API refuses others, so ``message_id``, ``metadata`` and
     what a provider added (``reasoning_content``, ``annotations``) are left out. Keys without a value are left out too,
     except ``content``: where it is missing it is None beside calls and ``""`` elsewhere. A call without ``type`` or
-    ``arguments`` gets them; of an ``audio`` only the id is sent. Inside calls and content parts all else stays.
+    ``arguments`` gets them; arguments that are no text become JSON; of an ``audio`` only the id is sent. Inside calls
+    and content parts all else stays.
 
     Args:
         messages: In order. They are not changed, and the result shares nothing with them.
@@ -246,7 +251,7 @@ def _is_clear(messages: list[ChatMessage]) -> bool:
         elif role == "assistant":
             if calls := message.tool_calls:
                 waiting = [_text(call.get("id")) for call in reversed(calls)]
-                named = all((call.get("custom") or call.get("function") or {}).get("name") for call in calls)
+                named = all(_text(_body(call).get("name")) for call in calls)
                 if not (named and all(waiting)) or len(set(waiting)) < len(waiting):
                     return False
             elif _is_empty(message.content):
@@ -297,16 +302,16 @@ def _with_clear_calls(message: ChatMessage, report: Callable[[RepairKind, ChatMe
             times[wanted] += 1
             call_id = f"{wanted}_{times[wanted] + 1}"
         taken.add(call_id)
-        kind = "custom" if "custom" in call else "function"
-        body = call.get(kind) or {}
-        if call_id != stored or not body.get("name"):
+        body = _body(call)
+        name = _text(body.get("name"))
+        if call_id != stored or not name:
             report("unclear_call", message, stored)
-            call = call | {"id": call_id, kind: body | {"name": body.get("name") or NO_NAME}}
+            call = call | {"id": call_id, _kind(call): body | {"name": name or NO_NAME}}
         calls.append(call)
     changed: dict[str, Any] = {}
     if calls != (message.tool_calls or []):
         changed["tool_calls"] = calls
-    if message.function_call and not message.function_call.get("name"):
+    if message.function_call and not _text(message.function_call.get("name")):
         report("unclear_call", message, "")
         changed["function_call"] = message.function_call | {"name": NO_NAME}
     return message.model_copy(update=changed) if changed else message
@@ -332,12 +337,36 @@ def _as_dict(message: ChatMessage) -> ChatCompletionMessageParam:
         fields["content"] = None if may_be_null else ""
     if role == "assistant":
         for call in fields.get("tool_calls", ()):
-            call.setdefault("type", "custom" if "custom" in call else "function")
-            call.get("function", {}).setdefault("arguments", "{}")
-        fields.get("function_call", {}).setdefault("arguments", "{}")
+            kind = call["type"] = _kind(call)
+            call.pop(_OTHER[kind], None)
+            _give_text(_body(call), *_INPUT[kind])
+        _give_text(fields.get("function_call", {}), *_INPUT["function"])
         if isinstance(audio := fields.get("audio"), dict) and "id" in audio:
             fields["audio"] = {"id": audio["id"]}
     return cast("ChatCompletionMessageParam", fields)
+
+
+def _kind(call: dict[str, Any]) -> str:
+    """Which of both a call is: the one that it describes; where it describes both, the one that has a name."""
+    function, custom = call.get("function"), call.get("custom")
+    if not isinstance(custom, dict):
+        return "function"
+    if not isinstance(function, dict):
+        return "custom"
+    said, other = (custom, "function") if call.get("type") == "custom" else (function, "custom")
+    return _OTHER[other] if _text(said.get("name")) else other
+
+
+def _body(call: dict[str, Any]) -> dict[str, Any]:
+    body = call.get(_kind(call))
+    return body if isinstance(body, dict) else {}
+
+
+def _give_text(body: dict[str, Any], key: str, nothing: str) -> None:
+    """What goes into a call has to be text: often JSON, that somebody may have stored taken apart."""
+    value = body.get(key)
+    if not isinstance(value, str):
+        body[key] = nothing if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _copy(value: Any) -> Any:

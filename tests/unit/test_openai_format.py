@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -166,6 +167,27 @@ def test_calls_get_the_type_and_the_arguments_that_the_api_asks_for() -> None:
     [message, *_] = sent([says(None, {"id": "c1", "function": {"name": "f"}}, custom, function_call={"name": "g"})])
     assert message["tool_calls"] == [call("c1"), custom | {"type": "custom"}]
     assert message["function_call"] == {"name": "g", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        ({"function": {"name": "f", "arguments": None}}, call("c")),
+        ({"function": {"name": "f", "arguments": {}}, "type": None, "custom": None}, call("c")),
+        ({"function": {"name": "f", "arguments": "{}"}, "type": "custom"}, call("c")),
+        (
+            {"custom": {"name": "sql", "input": None}, "type": "function", "function": None},
+            {"id": "c", "type": "custom", "custom": {"name": "sql", "input": ""}},
+        ),
+        ({"custom": {"name": "sql"}, "type": "function", "function": {"name": "f"}}, call("c")),
+        ({"custom": {}, "type": "custom", "function": {"name": "f"}}, call("c")),
+        ({"function": {"name": "f", "arguments": {"city": "Malmö"}}}, {"function": {"arguments": '{"city": "Malmö"}'}}),
+    ],
+)
+def test_a_call_is_what_it_describes(stored: dict[str, Any], given: dict[str, Any]) -> None:
+    [message, _] = sent([says(None, {"id": "c"} | stored)])
+    [made] = message["tool_calls"]
+    assert made == given or made["function"] == {"name": "f"} | given["function"]
 
 
 def test_the_result_shares_nothing_with_the_history() -> None:
@@ -354,15 +376,19 @@ def objections(messages: Dicts) -> Iterator[str]:
         expected = []
         for made in message.get("tool_calls", ()):
             expected.append(("tool", "tool_call_id", made["id"]))
-            if made.get("type") not in ("function", "custom") or not made[made["type"]].get("name"):
-                yield f"{at}: a call without a type or a name"
-            if made["type"] == "function" and "arguments" not in made["function"]:
+            if made.keys() & {"function", "custom"} != {made.get("type")}:
+                yield f"{at}: a call of another type than it says"
+            elif not isinstance(name := made[made["type"]].get("name"), str) or not name:
+                yield f"{at}: a call without a name"
+            elif not isinstance(
+                made[made["type"]].get({"function": "arguments", "custom": "input"}[made["type"]]), str
+            ):
                 yield f"{at}: a call without arguments"
         if message.get("tool_calls") == []:
             yield f"{at}: an empty list of calls"
         if "function_call" in message:
             expected.append(("function", "name", message["function_call"].get("name")))
-            if "arguments" not in message["function_call"]:
+            if not isinstance(message["function_call"].get("arguments"), str):
                 yield f"{at}: a call without arguments"
         if not all(name for _, _, name in expected) or len(set(expected)) < len(expected):
             yield f"{at}: a call without an id, or two with the same"
@@ -382,7 +408,7 @@ def objections(messages: Dicts) -> Iterator[str]:
         ([says(None, call("c1")), result("c1", "a"), result("c1", "b")], "answers no call"),
         ([says(None, call("c1"), call("c2")), result("c2", "2"), result("c1", "1")], "not each call is answered"),
         ([says(None, call("c"), call("c")), result("c", "2"), result("c", "1")], "two with the same"),
-        ([says(None, call("c", "")), result("c", "1")], "without a type or a name"),
+        ([says(None, call("c", "")), result("c", "1")], "a call without a name"),
         ([says("")], "an empty assistant message"),
         ([says(None, function_call={"name": "f", "arguments": ""})], "not each call is answered"),
     ],
@@ -409,9 +435,24 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
     content = st.none() | st.just("") | text | parts
     name = st.sampled_from("fg")
     some_id = st.sampled_from(["a", "b", "a_2", "call", ""])
-    function = st.fixed_dictionaries({}, optional={"name": name, "arguments": text})
-    some_call = st.fixed_dictionaries({}, optional={"id": some_id, "type": st.just("function"), "function": function})
-    custom = st.builds(lambda i, t: {"id": i, "custom": {"name": "c", "input": t}}, some_id, text)
+    odd: st.SearchStrategy[Any] = st.sampled_from([None, 7, [], {}])
+    argument = text | text | st.none() | st.builds(lambda t: {"city": t}, text)
+    function = st.fixed_dictionaries({}, optional={"name": name, "arguments": argument})
+    some_call = st.fixed_dictionaries(
+        {},
+        optional={
+            "id": some_id | odd,
+            "type": st.sampled_from(["function", "custom", None]),
+            "function": function | odd,
+            "custom": odd,
+        },
+    )
+    custom = st.builds(
+        lambda i, t, more: {"id": i, "custom": {"name": "c", "input": t}} | more,
+        some_id,
+        argument,
+        st.fixed_dictionaries({}, optional={"type": st.just("custom") | st.none(), "function": odd}),
+    )
     clear_call = st.builds(
         lambda i, f: {"id": i, "type": "function", "function": {"name": "f"} | f}, st.sampled_from("abcd"), function
     )
@@ -443,8 +484,8 @@ def test_whatever_was_stored_the_api_takes_what_comes_out(history: list[ChatMess
 def numbered(value: Any) -> list[str]:
     """Every ``text n;`` in a value, in its order."""
     if isinstance(value, str):
-        return [piece.strip() + ";" for piece in value.split(";") if piece.strip().startswith("text ")]
-    inner = value.values() if isinstance(value, dict) else value or ()
+        return re.findall(r"text \d+;", value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for item in inner for text in numbered(item)]
 
 
