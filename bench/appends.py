@@ -62,10 +62,11 @@ async def measure(pool: Pool, redis_url: str, rounds: int, server: str, console:
         ChatLedger(pool, redis_url) as cached,
     ):
         stores: list[Store] = [floor, ours, Chatledger(cached, "chatledger, cache on")]
-        for _ in track(range(rounds), "appends", console=console):
+        for number in track(range(rounds), "appends", console=console):
             many = await new_sessions(ours.ledger, 200)
+            first = number % len(stores)  # who is first comes to sessions that nobody has touched
             for what, size in ((ONE, 1), (TEN, 10)):
-                for store in stores:
+                for store in stores[first:] + stores[:first]:
                     took = await timed(append_from_many(store, many, size))
                     microseconds.add(what, store.name, took / (WRITERS * APPENDS) * 1e6)
             for rival in (floor, ours, max_plus_one):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -23,36 +24,49 @@ BY_LENGTH, WAL_BY_LENGTH = "Appends by length of the session", "WAL of an append
 BY_SIZE = "Appends by size of the ledger"
 ONE = "1 message, one writer"
 LENGTHS = (10, 100, 1_000, 10_000, 100_000)
-APPENDS = 100
+APPENDS, FEW = 100, 10
 SESSIONS, MESSAGES = 50_000, 5_000_000
 
 
-async def append_one_by_one(store: Chatledger, sessions: list[str]) -> None:
-    for n in range(APPENDS):
+async def append_one_by_one(store: Chatledger, sessions: list[str], appends: int) -> None:
+    for n in range(appends):
         await store.append(sessions[n % len(sessions)], batch(1))
+
+
+async def session_of(length: int, ledger: ChatLedger) -> str:
+    [session] = await new_sessions(ledger, 1)
+    for _ in range(0, length, 10_000):
+        await ledger.append_messages(session, batch(min(length, 10_000)))
+    return session
+
+
+async def wal_of(pool: Pool, append: Awaitable[None]) -> float:
+    before = await pool.fetchval("select pg_current_wal_insert_lsn()")
+    await append
+    return float(await pool.fetchval("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1)", before))
 
 
 async def measure_lengths(pool: Pool, rounds: int, server: str, console: Console) -> None:
     """Append to sessions of several lengths in turn, and keep the medians."""
     ours = Chatledger(ChatLedger(pool))
-    sessions = dict(zip(LENGTHS, await new_sessions(ours.ledger, len(LENGTHS)), strict=True))
-    for length, session in track(sessions.items(), "long sessions", console=console):
-        for _ in range(0, length, 10_000):
-            await ours.ledger.append_messages(session, batch(min(length, 10_000)))
-
+    # A session gets so few of the appends that it stays as long as we say: the short ones are made anew each time.
+    long = {
+        length: [await session_of(length, ours.ledger)]
+        for length in track(LENGTHS, "long sessions", console=console)
+        if length > 10 * FEW * rounds
+    }
     microseconds, wal_bytes = Medians(), Medians()
-    await pool.execute("checkpoint")  # so that none begins among what is measured
     for number in track(range(-1, rounds), "appends by length", console=console):
-        [sessions[LENGTHS[0]]] = await new_sessions(ours.ledger, 1)
-        await ours.ledger.append_messages(sessions[LENGTHS[0]], batch(LENGTHS[0]))
-        for length, session in sessions.items():
-            before = await pool.fetchval("select pg_current_wal_insert_lsn()")
-            took = await timed(append_one_by_one(ours, [session]))
-            logged = await pool.fetchval("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1)", before)
-            if number < 0:
-                continue  # the first change of a page after a checkpoint logs it whole
-            microseconds.add(ONE, f"{length:,}", took / APPENDS * 1e6)
-            wal_bytes.add(ONE, f"{length:,}", float(logged) / APPENDS)
+        for length in LENGTHS:
+            count = max(1, 2 * 10 * FEW // length)
+            sessions = long.get(length) or [await session_of(length, ours.ledger) for _ in range(count)]
+            took = await timed(append_one_by_one(ours, sessions, FEW))
+            # One by one, since now and then one logs a whole page: the first change of it after a checkpoint.
+            logged = [await wal_of(pool, ours.append(session, batch(1))) for session in (sessions * FEW)[-FEW:]]
+            if number >= 0:  # the first time, pages and plans are cold
+                microseconds.add(ONE, f"{length:,}", took / FEW * 1e6)
+                for wal in logged:
+                    wal_bytes.add(ONE, f"{length:,}", wal)
     keep(BY_LENGTH, "µs an append", microseconds.by_what(), server, console)
     keep(WAL_BY_LENGTH, "bytes an append", wal_bytes.by_what(), server, console)
 
@@ -89,7 +103,7 @@ async def measure_sizes(database_url: str, rounds: int, server: str, console: Co
         for way, pool in pools.items():
             ours = Chatledger(ChatLedger(pool))
             sessions = await new_sessions(ours.ledger, APPENDS)
-            took = await timed(append_one_by_one(ours, sessions))
+            took = await timed(append_one_by_one(ours, sessions, APPENDS))
             microseconds.add(ONE, way, took / APPENDS * 1e6)
     for pool in pools.values():
         await pool.close()

@@ -14,7 +14,7 @@ class Settings(BaseSettings):
     Each field is also read from the environment: ``database_url`` from ``CHATLEDGER_DATABASE_URL``, and so on.
     """
 
-    model_config = SettingsConfigDict(env_prefix="CHATLEDGER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CHATLEDGER_", env_ignore_empty=True, extra="ignore")
 
     database_url: str | None = Field(default=None, repr=False)  # there may be a password in it
     """Where Postgres is. Without it, an embedded Postgres runs on :attr:`data_dir`."""
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     """Set to false behind pgbouncer's transaction pooling."""
     retry_deadline: float = Field(default=10.0, ge=0)
     """For how many seconds a call is tried again after a lost connection, a deadlock or a serialization failure."""
-    stream_ttl: float = Field(default=3600.0, gt=0)
+    stream_ttl: float = Field(default=3600.0, gt=0, le=86_400)
     """For how many seconds a stream's lease lasts; it is renewed three times as often. After a crash, the session is
     busy for so long, unless somebody takes over by force."""
     flush_interval: float = Field(default=0.5, ge=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatledger import functions
 from chatledger.encoding import clean_text, encode_message, encode_object
-from chatledger.errors import ChatLedgerError, SessionNotFound
+from chatledger.errors import ChatLedgerError, MigrationError, SessionNotFound
 
 if TYPE_CHECKING:
     from chatledger.functions import Connection
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONCURRENCY = 8
 # Keys of a line that have a place of their own in the ledger; all others travel in the session's metadata.
 _OWN_KEYS = ("session_id", "user_id", "title", "metadata", "status", "messages")
-_OTHER_KEYS = "import"
+_OTHER_KEYS = "chatledger.import"  # in the metadata: what a line had besides
 
 
 @dataclass
@@ -112,8 +112,8 @@ async def _import_line(ledger: ChatLedger, line: bytes) -> list[AppendReceipt]:
     except ValueError as error:  # what is wrong with the line; an unavailable database is none
         raise _LineError(str(error)) from error
     except ChatLedgerError as error:
-        if error.sqlstate is None:
-            raise
+        if error.sqlstate is None or isinstance(error, MigrationError):
+            raise  # no fault of the line
         raise _LineError(str(error)) from error
 
 
@@ -173,7 +173,9 @@ async def _read(ledger: ChatLedger, session_id: str, user_id: str | None) -> str
     line |= {"title": session.title} if session.title is not None else {}
     line |= {"status": session.status} if session.status != "active" else {}
     metadata = dict(session.metadata)
-    line |= metadata.pop(_OTHER_KEYS, {})
+    others = metadata.get(_OTHER_KEYS)
+    if isinstance(others, dict) and others.keys().isdisjoint(_OWN_KEYS):  # else it is not from import_lines
+        line |= metadata.pop(_OTHER_KEYS)
     line |= {"metadata": metadata} if metadata else {}
     line["messages"] = [
         body if message_id == _derived_id(position) else {"message_id": message_id} | body

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chatledger import ChatLedger, ChatMessage
+from chatledger import ChatLedger, ChatMessage, MigrationError
 from chatledger.transfer import export_sessions, import_lines
 
 Psql = Callable[..., Awaitable[str]]
@@ -186,3 +186,17 @@ async def test_export_of_one_session_and_of_one_user(ledger: ChatLedger) -> None
     assert [json.loads(line)["session_id"] async for line in export_sessions(ledger, ["s1"])] == ["s1"]
     mine = {json.loads(line)["session_id"] async for line in export_sessions(ledger, user_id="u0")}
     assert mine == {"s0", "s2"}
+
+
+@pytest.mark.parametrize("theirs", [True, {"session_id": "x"}, {"messages": []}])
+async def test_metadata_that_look_like_ours_stay_the_callers(ledger: ChatLedger, theirs: Any) -> None:
+    metadata = {"import": theirs, "chatledger.import": theirs}
+    await ledger.create_session("s1", metadata=metadata)
+    line = (await exported(ledger))["s1"]
+    assert line == {"session_id": "s1", "metadata": metadata, "messages": []}
+
+
+async def test_an_import_into_a_database_without_a_ledger_says_so_once(empty_database_url: str) -> None:
+    async with ChatLedger(empty_database_url) as ledger:
+        with pytest.raises(MigrationError):
+            await import_lines(ledger, lines({"session_id": "s1", "messages": []}))
