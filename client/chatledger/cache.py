@@ -25,6 +25,8 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
+from chatledger.errors import InvalidArgument
+
 logger = logging.getLogger("chatledger.cache")
 
 _FORMAT = b"2"
@@ -94,7 +96,8 @@ class SessionCache:
         clock: Tells the time for the pauses.
 
     Raises:
-        ValueError: The URL or the ttl is none. The message does not quote the URL.
+        InvalidArgument: The URL is none. The message does not quote it.
+        ValueError: The ttl is none.
     """
 
     def __init__(
@@ -114,7 +117,10 @@ class SessionCache:
             )
             self._new_connection()  # so that an option that it does not know is refused here
         except (ValueError, TypeError):
-            raise ValueError("the Redis URL is not valid") from None  # the cause may quote a part of its password
+            raise InvalidArgument(
+                "redis_url is not a Redis URL, redis://:password@host:port/0 or unix:///path",
+                detail={"argument": "redis_url"},
+            ) from None  # the cause may quote a part of its password
         self._ttl = round(session_ttl * 1000)
         self._timeout = timeout
         # Not kept by the pool: what is in this list was left with no answer unread.

@@ -59,6 +59,31 @@ async def test_migrate_says_what_it_would_do_and_does_it_once(empty_database_url
     assert (again.code, "no migration is missing" in again.errors) == (0, True)
 
 
+async def test_a_dry_run_leaves_the_embedded_database_alone(data_dir: Path) -> None:
+    for _ in range(2):
+        dry = await run(None, "migrate", "--dry-run", CHATLEDGER_DATA_DIR=str(data_dir))
+        assert (dry.code, "0001_ledger would be applied" in dry.errors) == (0, True)
+    assert "0001_ledger applied" in (await run(None, "migrate", CHATLEDGER_DATA_DIR=str(data_dir))).errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "message"),
+    [
+        (["list"], {"CHATLEDGER_POOL_SIZE": "hunter2"}, 2, "CHATLEDGER_POOL_SIZE: Input should be a valid integer"),
+        (["list"], {"CHATLEDGER_REDIS_URL": "http://:hunter2@host"}, 3, "redis_url is not a Redis URL"),
+        (["purge", "--older-than", "9999999999d"], {}, 2, "longer than time goes back"),
+    ],
+)
+async def test_what_cannot_be_read_is_an_error_of_a_line(
+    database_url: str, arguments: list[str], environment: dict[str, str], code: int, message: str
+) -> None:
+    ended = await run(database_url, *arguments, **environment)
+    assert (ended.code, ended.output) == (code, "")
+    assert message in ended.errors
+    assert "Traceback" not in ended.errors
+    assert "hunter2" not in ended.errors
+
+
 async def test_list_and_show(ledger: ChatLedger, database_url: str) -> None:
     await converse(ledger)
     listed = await run(database_url, "list", "--user", "u1")

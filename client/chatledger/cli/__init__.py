@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 
 import asyncpg
+from pydantic import ValidationError
 from rich.text import Text
 
 from chatledger.cli import bench, database, sessions, transfer  # noqa: F401  (each adds its commands)
-from chatledger.cli.common import FAILED, app, errors, printable
+from chatledger.cli.common import FAILED, WRONG_USAGE, app, errors, printable
 from chatledger.errors import ChatLedgerError
 
 __all__ = ["app", "main"]
@@ -22,6 +23,15 @@ def main() -> None:
     """Run the program; errors are a line, not a traceback."""
     try:
         app()
+    except ValidationError as error:
+        for problem in error.errors():  # without the values: there may be a password in one
+            variable = f"CHATLEDGER_{'_'.join(map(str, problem['loc'])).upper()}"
+            _fail(f"{variable}: {problem['msg']}")
+        sys.exit(WRONG_USAGE)
     except (ChatLedgerError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        errors.print(Text.assemble(("error: ", "bold red"), printable(str(error))), soft_wrap=True)
+        _fail(str(error))
         sys.exit(FAILED)
+
+
+def _fail(why: str) -> None:
+    errors.print(Text.assemble(("error: ", "bold red"), printable(why)), soft_wrap=True)

@@ -15,6 +15,7 @@ from chatledger.config import Settings
 from chatledger.ledger import ChatLedger
 
 FOUND_WRONG = 1
+WRONG_USAGE = 2
 FAILED = 3
 
 app = typer.Typer(

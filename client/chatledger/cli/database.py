@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from chatledger import embedded
 from chatledger.cli.common import Json, app, errors, output, run, settings
 from chatledger.connections import connect, without_password
 from chatledger.ledger import ChatLedger
@@ -30,8 +31,8 @@ def migrate_command(
 ) -> None:
     """Bring the database to this release: missing migrations, then all functions and views, in one transaction."""
 
-    async def work(ledger: ChatLedger) -> None:
-        connection = await connect(str(ledger.database_url))
+    async def work(database_url: str) -> None:
+        connection = await connect(database_url)
         try:
             if print_sql:
                 typer.echo(plain_script(await pending(connection)))
@@ -43,7 +44,12 @@ def migrate_command(
         finally:
             await connection.close()
 
-    run(work)
+    if (database_url := settings().database_url) is not None:
+        asyncio.run(work(database_url))
+        return
+    # Not by opening a ledger, which would migrate before we look.
+    with embedded.start(settings().data_dir) as servers:
+        asyncio.run(work(servers.database_url))
 
 
 def _say(migrations: list[Migration], what: str) -> None:
@@ -78,8 +84,8 @@ def demo() -> None:
     from chatledger.demo import run_demo
 
     async def work(ledger: ChatLedger) -> int:
-        embedded = settings().database_url is None
-        held = await run_demo(ledger, str(ledger.database_url), _psql(), output, embedded=embedded)
+        ours = settings().database_url is None
+        held = await run_demo(ledger, str(ledger.database_url), _psql(), output, embedded=ours)
         return 0 if held else 1
 
     run(work)
@@ -115,7 +121,10 @@ def _age(text: str) -> timedelta:
     match = re.fullmatch(r"(\d+)([dhms])", text)
     if match is None:
         raise typer.BadParameter("expected a number and a unit, such as 180d, 12h, 30m or 45s")
-    return timedelta(**{_AGE[match[2]]: int(match[1])})
+    try:
+        return timedelta(**{_AGE[match[2]]: int(match[1])})
+    except OverflowError:
+        raise typer.BadParameter("is longer than time goes back") from None
 
 
 @app.command()
