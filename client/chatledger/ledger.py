@@ -612,8 +612,7 @@ class ChatLedger:
 
         The growing message is one row, appended with the first text and amended at most every ``flush_interval``. It
         has ``{"interrupted": true}`` in its metadata until the completion is complete, so an answer that was cut off,
-        in whatever way, is marked. Usage that the completion tells is added to the session's, once for each completion
-        id.
+        in whatever way, is marked. Usage that the completion tells is added to the session's, once for each message.
 
         Others append to the session and add tool calls to the growing message meanwhile, without the lease.
 

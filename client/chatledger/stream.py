@@ -338,7 +338,8 @@ class Stream:
                 amendments.append(encode_object(amendment, "amendment"))
         counted = [message for message in self._messages if message.closed and message.usage is not None]
         usage = [
-            encode_object({"usage_id": m.completion_id or m.message_id, **m.usage.model_dump()}, "usage")
+            # Not the completion's id: some servers give several completions the same.
+            encode_object({"usage_id": m.message_id, **m.usage.model_dump()}, "usage")
             for m in counted
             if m.usage is not None
         ]
