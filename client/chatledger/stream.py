@@ -94,7 +94,7 @@ class Stream:
         self._holder: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._cancelled = False
-        self._leaving = False
+        self._open = False
 
     @property
     def saved_message_count(self) -> int:
@@ -108,9 +108,9 @@ class Stream:
 
         Raises:
             StaleFence, SessionNotFound: The lease is lost.
-            ChatLedgerError: The ledger refused what was fed before.
+            ChatLedgerError: The ledger refused what was fed before; or the stream was left already.
         """
-        self._check()
+        self._check_open()
         if is_empty(chunk):
             return
         if self._messages and self._messages[-1].takes(chunk):
@@ -126,6 +126,7 @@ class Stream:
         self, messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]]
     ) -> list[AppendReceipt]:
         """Append a message or a batch, behind what was fed before; as :meth:`ChatLedger.append_messages`."""
+        self._check_open()
         given = [messages] if isinstance(messages, ChatMessage | Mapping) else messages
         encoded = [encode_message(message, index) for index, message in enumerate(given)]
         async with self._turn:
@@ -138,6 +139,7 @@ class Stream:
 
     async def add_tool_call(self, tool_call: Mapping[str, Any], *, message_id: str | None = None) -> ToolCallReceipt:
         """Attach a tool call to what was fed before; as :meth:`ChatLedger.add_tool_call`."""
+        self._check_open()
         encoded = encode_object(tool_call, "tool_call")
         call_message_id = clean_text(message_id) if message_id is not None else new_id()
         async with self._turn:
@@ -150,6 +152,7 @@ class Stream:
 
     async def flush(self) -> None:
         """Save now what was fed."""
+        self._check_open()
         async with self._turn:
             await self._flush()
 
@@ -166,6 +169,7 @@ class Stream:
         self._holder = asyncio.current_task()
         assert self._holder is not None
         self._cancelling = self._holder.cancelling()
+        self._open = True
         self._helpers = [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._save_as_it_grows())]
         return self
 
@@ -234,20 +238,28 @@ class Stream:
         if self._failure is not None:
             raise self._failure
 
+    def _check_open(self) -> None:
+        self._check()
+        if not self._open:
+            raise ChatLedgerError(
+                "the stream is not open: it was left, or not entered yet",
+                hint="Write to it inside `async with`, and wait there for the tasks that do",
+            )
+
     def _end(self, error: Exception) -> None:
         """Tell the holder that it cannot go on, as asyncio.timeout does it."""
         if self._failure is not None:
             return
         self._failure = error
         self.lost = isinstance(error, StaleFence | SessionNotFound)
-        if not self._leaving and self._holder is not None and asyncio.current_task() is not self._holder:
+        if self._open and self._holder is not None and asyncio.current_task() is not self._holder:
             self._cancelled = self._holder.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Save the rest, and give the lease back."""
-        self._leaving = True
+        self._open = False
         heartbeat, saving = self._helpers
         saving.cancel()
         try:
@@ -270,8 +282,8 @@ class Stream:
         try:
             if self._failure is None:
                 self._close_message()
-                async with asyncio.timeout(seconds):
-                    await self.flush()
+                async with asyncio.timeout(seconds), self._turn:
+                    await self._flush()
         finally:
             await self._give_back()
 

@@ -507,6 +507,23 @@ async def test_other_calls_of_the_ledger_take_the_fence(ledger: ChatLedger, sess
         await ledger.append_messages(session_id, [{"role": "user", "content": "hi"}], fence=stream.fence)
 
 
+async def test_what_is_fed_to_a_stream_that_was_left_is_refused(ledger: ChatLedger, session_id: str) -> None:
+    stream = ledger.stream(session_id)
+    chunk = ChatCompletionChunk.model_validate(TEXT[1])
+
+    async def check_refused() -> None:
+        message = {"role": "user", "content": "late"}
+        for write in (stream.feed(chunk), stream.append(message), stream.add_tool_call(OSLO), stream.flush()):
+            with pytest.raises(ChatLedgerError, match="inside `async with`"):
+                await write
+
+    await check_refused()
+    async with stream:
+        await stream.feed(chunk)
+    await check_refused()
+    assert [message.content for message in await answers(ledger, session_id)] == ["Hello"]
+
+
 # One at a time
 
 
