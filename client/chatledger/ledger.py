@@ -19,7 +19,7 @@ from chatledger.combining import Combiner
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
 from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object, invalid_message
-from chatledger.errors import ChatLedgerError, InvalidMessage
+from chatledger.errors import ChatLedgerError, InvalidMessage, MessageIdConflict
 from chatledger.follow import Listener, SessionEvent, follow, listening_connection
 from chatledger.migrations import migrate
 from chatledger.models import (
@@ -236,7 +236,8 @@ class ChatLedger:
             MessageNotFound: A message that was changed here was removed by somebody else.
             InvalidMessage: A message cannot be stored, or the role of a stored one was changed; ``index`` is the
                 message's place in ``session.messages``.
-            MessageIdConflict, UsageConflict, StaleFence: As for the single calls.
+            MessageIdConflict: A new message's id is stored with another body; ``detail["index"]`` as ``index`` above.
+            UsageConflict, StaleFence: As for the single calls.
         """
         await self._open_database()
         # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
@@ -267,11 +268,9 @@ class ChatLedger:
         except ChatLedgerError as error:
             if error.sqlstate is not None:  # refused: nothing of this call is stored
                 session._saved.messages_sent = unknown
-            if isinstance(error, InvalidMessage) and isinstance(error.__cause__, asyncpg.PostgresError):
-                # Postgres knows the place in what was sent; the caller knows its list.
-                places = {change.stored_id: change.index for change in intended.messages}
-                place = places[error.detail["message_id"]] if error.index is None else indexes[error.index]
-                raise invalid_message(place, error.field, error.detail["problem"]) from error
+            of_message = isinstance(error, InvalidMessage | MessageIdConflict)
+            if of_message and isinstance(error.__cause__, asyncpg.PostgresError):
+                raise _in_callers_list(error, intended.messages, indexes) from error
             raise
         intent.settle(session, session._saved, intended, outcome)
         return session
@@ -716,6 +715,23 @@ class ChatLedger:
             InvalidArgument: The age is negative or the limit is none.
         """
         return await self._run(lambda c: functions.purge_sessions(c, older_than, limit))
+
+
+def _in_callers_list(
+    error: ChatLedgerError, changed: Sequence[intent.Changed], indexes: Sequence[int]
+) -> ChatLedgerError:
+    """Return Postgres's error, which has the message's place in what was sent, with that in the caller's list."""
+    if (sent_index := error.detail.get("index")) is not None:
+        index = indexes[sent_index]
+    else:  # an amendment
+        [index] = [change.index for change in changed if change.stored_id == error.detail["message_id"]]
+    if isinstance(error, MessageIdConflict):
+        return MessageIdConflict(
+            f'message {index}: message_id "{error.detail["message_id"]}" is stored in this session with another body',
+            detail=error.detail | {"index": index},
+            hint=error.hint,
+        )
+    return invalid_message(index, error.detail["field"], error.detail["problem"])
 
 
 def _clean(text: str | None) -> str | None:

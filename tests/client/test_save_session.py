@@ -454,6 +454,16 @@ async def test_g3_one_id_with_two_bodies_is_refused(ledger: ChatLedger) -> None:
     assert texts(await load(ledger, session.session_id)) == []
 
 
+async def test_g10_a_new_message_with_a_stored_id_is_named_by_its_place_in_the_list(ledger: ChatLedger) -> None:
+    session = await saved(ledger, "one", "two")
+    await ledger.append_messages(session.session_id, [ChatMessage(message_id="m", role="user", content="theirs")])
+    session.messages.append(ChatMessage(message_id="m", role="user", content="ours"))
+    with pytest.raises(MessageIdConflict, match='message 2: message_id "m" is stored') as refused:
+        await ledger.save_session(session)
+    assert refused.value.detail["index"] == 2
+    assert texts(await load(ledger, session.session_id)) == ["one", "two", "theirs"]
+
+
 async def test_g10_nothing_is_stored_when_a_part_is_refused(ledger: ChatLedger) -> None:
     session = await saved(ledger, "one")
     version = session.version
