@@ -74,11 +74,19 @@ async def _from_copy(
     if 0 <= checked_at - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
         if user_id not in (None, copy.header["user_id"]):
             return None
-        return functions.session_of(copy.header, await _rows(copy))
+        return functions.session_of(copy.header, _rows(copy))
 
     version = copy.header["version"]
-    asking = run(lambda c: functions.read_changes(c, session_id, user_id, (version, copy.header["next_sequence"])))
-    changes, rows = await asyncio.gather(asking, _rows(copy))  # parses while Postgres answers
+    since = version, copy.header["next_sequence"]
+    asking = asyncio.ensure_future(run(lambda c: functions.read_changes(c, session_id, user_id, since)))
+    try:
+        await asyncio.sleep(0)  # its first step sends the question, so that Postgres answers while this parses
+        rows = _rows(copy)
+    except BaseException:
+        asking.cancel()  # nobody waits for the answer
+        await asyncio.gather(asking, return_exceptions=True)
+        raise
+    changes = await asking
     if changes is None:
         if user_id in (None, copy.header["user_id"]):
             await cache.drop(session_id)  # it is gone, not just another user's
@@ -109,7 +117,7 @@ def _blocks(rows: Iterable[MessageRow]) -> dict[int, bytes]:
     return {number: to_json(block) for number, block in blocks.items()}
 
 
-async def _rows(copy: CachedSession) -> list[MessageRow]:
+def _rows(copy: CachedSession) -> list[MessageRow]:
     blocks = _blocks_of_rows.validate_json(b"[%b]" % b",".join(copy.blocks.values()))
     rows = [row for block in blocks for row in block]
     if len(rows) != copy.header["message_count"]:

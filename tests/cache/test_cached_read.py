@@ -226,6 +226,26 @@ async def test_garbage_in_the_cache_changes_no_answer(cached: ChatLedger, server
         assert await load(cached, session) == session
 
 
+async def test_a_damaged_copy_leaves_no_task_behind(
+    cached: ChatLedger, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await saved(cached, "one")
+    asked, real = [], functions.read_changes
+
+    async def slow_where_there_is_a_copy(*arguments: Any) -> Any:
+        if arguments[3] is not None:
+            asked.append(asyncio.current_task())
+            await asyncio.Event().wait()
+        return await real(*arguments)
+
+    monkeypatch.setattr(functions, "read_changes", slow_where_there_is_a_copy)
+    server.redis.hset(key(session), "0", _sealed(b"0", b"[]"))
+    assert await load(cached, session) == session
+    [task] = asked
+    assert task is not None
+    assert task.cancelled()
+
+
 ODD = [b"", b"0", b"-1", b"null", b"{}", b"[]", b'{"role": "user"}', b"9" * 5000, b"[" * 5000]
 FIELDS = [b"0", b"1", b"2", b"format", b"created", b"version", b"header"]
 damages = st.lists(
