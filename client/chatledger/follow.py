@@ -131,22 +131,24 @@ class Listener:
 
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE
-        while self._followers:
-            self._count_on_none()
-            try:
-                async with self._connect() as connection:
-                    self._trouble, pause = None, _FIRST_PAUSE
-                    await self._stay(connection)
-            except Exception as error:
-                self._trouble = error  # of any kind: followers poll meanwhile
-            self._listening.clear()
-            # What they asked for may be lost as well, by a server that crashed or one that took over.
-            self._wake_all(renew=True)
-            if self._followers:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(pause * 2, _LONGEST_PAUSE)
-        self._stop_waiting_for_a_sign()
-        self._task = None
+        try:
+            while self._followers:
+                self._count_on_none()
+                try:
+                    async with self._connect() as connection:
+                        self._trouble, pause = None, _FIRST_PAUSE
+                        await self._stay(connection)
+                except Exception as error:
+                    self._trouble = error  # of any kind: followers poll meanwhile
+                self._listening.clear()
+                # What they asked for may be lost as well, by a server that crashed or one that took over.
+                self._wake_all(renew=True)
+                if self._followers:
+                    await asyncio.sleep(pause * random.uniform(0.5, 1))
+                    pause = min(pause * 2, _LONGEST_PAUSE)
+        finally:
+            self._stop_waiting_for_a_sign()
+            self._task = None
 
     async def _stay(self, connection: Connection) -> None:
         """LISTEN for all who follow, until nobody does, or until the connection is not worth keeping."""
@@ -187,7 +189,7 @@ class Listener:
 
     def _count_on_none(self) -> None:
         self._heard = False
-        if self._silence is None:
+        if self._silence is None and not self.closed:
             self._silence = asyncio.get_running_loop().call_later(_PATIENCE, self._tell)
 
     def _stop_waiting_for_a_sign(self) -> None:

@@ -574,6 +574,27 @@ async def test_followers_end_when_their_ledger_is_closed(database_url: str, sess
         await waiting
 
 
+async def test_nothing_is_logged_of_a_ledger_that_is_closed(
+    database_url: str, session_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(chatledger.follow, "_PATIENCE", 0.5)
+    connecting, patience_is_over = asyncio.Event(), asyncio.Event()
+
+    async def connect(*_: Any, **__: Any) -> None:
+        asyncio.get_running_loop().call_later(0.5, patience_is_over.set)  # behind the listener's timer
+        connecting.set()
+        await patience_is_over.wait()
+
+    monkeypatch.setattr("chatledger.follow.connect", connect)
+    async with ChatLedger(database_url) as ledger:
+        waiting = asyncio.create_task(anext(ledger.follow(session_id)))
+        await connecting.wait()
+    with pytest.raises(ChatLedgerError, match="was closed"):
+        await waiting
+    await patience_is_over.wait()
+    assert caplog.records == []
+
+
 async def test_first_look_fails_like_any_other_call() -> None:
     settings = Settings(retry_deadline=0.05)
     async with ChatLedger("postgresql://nobody@/none?host=/nowhere", settings=settings) as ledger:
