@@ -17,14 +17,14 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from chatledger import functions
-from chatledger.functions import MessageRow
+from chatledger.rows import SEQUENCE, MessageRow, session_of
 
 if TYPE_CHECKING:
     from chatledger.cache import CachedSession, SessionCache
     from chatledger.config import Settings
     from chatledger.connections import Run
-    from chatledger.functions import Changes
     from chatledger.models import ChatSession
+    from chatledger.rows import Changes
 
 _blocks_of_rows = TypeAdapter(list[list[MessageRow]])
 _CHECKED_AT = "checked_at"
@@ -64,7 +64,7 @@ async def _from_postgres(
     header, rows = changes.header | {_CHECKED_AT: checked_at}, [*changes.messages.values()]
     if len(rows) >= settings.cache_min_messages:
         await cache.put(session_id, header, _blocks(rows))
-    return functions.session_of(header, rows)
+    return session_of(header, rows)
 
 
 async def _from_copy(
@@ -74,7 +74,7 @@ async def _from_copy(
     if 0 <= checked_at - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
         if user_id not in (None, copy.header["user_id"]):
             return None
-        return functions.session_of(copy.header, _rows(copy))
+        return session_of(copy.header, _rows(copy))
 
     version = copy.header["version"]
     since = version, copy.header["next_sequence"]
@@ -96,13 +96,13 @@ async def _from_copy(
 
     header = changes.header | {_CHECKED_AT: checked_at}
     if changes.messages or changes.removed:
-        merged = {row[1]: row for row in rows if row[1] not in changes.removed} | changes.messages
+        merged = {row[SEQUENCE]: row for row in rows if row[SEQUENCE] not in changes.removed} | changes.messages
         rows = [merged[sequence] for sequence in sorted(merged)]
     if settings.cache_max_staleness > 0 or header["version"] != version:
         touched = {sequence // _BLOCK for sequence in (*changes.messages, *changes.removed)}
-        blocks = _blocks(row for row in rows if row[1] // _BLOCK in touched)
+        blocks = _blocks(row for row in rows if row[SEQUENCE] // _BLOCK in touched)
         await cache.update(session_id, version, header, blocks, copy.blocks.keys() & touched - blocks.keys())
-    return functions.session_of(header, rows)
+    return session_of(header, rows)
 
 
 def _same_session(copy: CachedSession, changes: Changes) -> bool:
@@ -113,7 +113,7 @@ def _same_session(copy: CachedSession, changes: Changes) -> bool:
 def _blocks(rows: Iterable[MessageRow]) -> dict[int, bytes]:
     blocks: defaultdict[int, list[MessageRow]] = defaultdict(list)
     for row in rows:
-        blocks[row[1] // _BLOCK].append(row)
+        blocks[row[SEQUENCE] // _BLOCK].append(row)
     return {number: to_json(block) for number, block in blocks.items()}
 
 

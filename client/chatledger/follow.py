@@ -22,10 +22,12 @@ from chatledger import functions
 from chatledger.connections import connect
 from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound
 from chatledger.models import ChatMessage, SessionHeader
+from chatledger.rows import header_of, message_of
 
 if TYPE_CHECKING:
     from chatledger.connections import Database, Pool
-    from chatledger.functions import Changes, Connection
+    from chatledger.functions import Connection
+    from chatledger.rows import Changes
 
 logger = logging.getLogger("chatledger.follow")
 
@@ -263,7 +265,7 @@ async def follow(
                 await asyncio.sleep(pause)  # and on, for as long as the caller likes
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
-            header = None if changes is None else functions.header_of(changes.header)
+            header = None if changes is None else header_of(changes.header)
             if known is None:
                 if header is None:
                     raise SessionNotFound(f'session "{session_id}" not found', detail={"session_id": session_id})
@@ -311,7 +313,7 @@ def _events(changes: Changes, known: SessionHeader, header: SessionHeader, posit
         yield SessionEvent(kind="truncated", sequence=min(changes.removed), session=header)
     for sequence, row in changes.messages.items():
         kind: Literal["amended", "appended"] = "amended" if sequence < position else "appended"
-        yield SessionEvent(kind=kind, sequence=sequence, message=functions.message_of(row), session=header)
+        yield SessionEvent(kind=kind, sequence=sequence, message=message_of(row), session=header)
     if known.model_dump(exclude=_CHANGES_OF_OTHERS) != header.model_dump(exclude=_CHANGES_OF_OTHERS):
         yield SessionEvent(kind="header", session=header)
 

@@ -1,4 +1,4 @@
-"""The SQL functions, as Python calls: the one module that knows their names, arguments and rows.
+"""The SQL functions, as Python calls: the one module that knows their names and arguments.
 
 Arrays and objects go out as text that Postgres casts, and come back as text or decoded: so a connection or pool of the
 caller's works whatever JSON codec was set on it.
@@ -6,12 +6,10 @@ caller's works whatever JSON codec was set on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic_core import from_json, to_json
+from typing import TYPE_CHECKING, Any
 
 from chatledger import intent
 from chatledger.models import (
@@ -20,22 +18,20 @@ from chatledger.models import (
     ChatMessage,
     ChatSession,
     Problem,
-    Role,
     SessionHeader,
     SessionPage,
     ToolCallReceipt,
     Truncation,
     Usage,
-    stored_message,
 )
+from chatledger.rows import COLUMNS, Changes, body_of, changes_of, header_of, message_of, message_rows, session_of
 
 if TYPE_CHECKING:
     import asyncpg
 
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
-    Row = asyncpg.Record | dict[str, Any]
 
-Header = TypeVar("Header", bound=SessionHeader)
+_READ = f"select {', '.join(COLUMNS)}, removed, session from chatledger.read_session"
 
 
 async def create_session(
@@ -55,7 +51,7 @@ async def create_session(
         metadata,
         status,
     )
-    return _header(SessionHeader, row)
+    return header_of(row)
 
 
 async def append_messages(
@@ -126,18 +122,7 @@ async def read_session(
     if not rows:
         return None
     session = rows[0]["session"]
-    return session_of(_json(session), _message_rows(session, rows[1:]))
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What changed in a session since a version; since none: all of it."""
-
-    header: dict[str, Any]
-    """As JSON has it."""
-    messages: dict[int, MessageRow]
-    """New and amended messages by sequence."""
-    removed: list[int]
+    return session_of(session, message_rows(session, rows[1:]))
 
 
 async def read_changes(
@@ -161,23 +146,7 @@ async def read_changes(
     )
     if not rows:
         return None
-    session = rows[0]["session"]
-    return Changes(
-        _json(session),
-        {row[1]: row for row in _message_rows(session, (row for row in rows[1:] if not row["removed"]))},
-        [row["sequence"] for row in rows[1:] if row["removed"]],
-    )
-
-
-def session_of(header: dict[str, Any], rows: Sequence[MessageRow]) -> ChatSession:
-    """Return the session with this header, as JSON has it, and these messages."""
-    bodies = intent.Bodies((row[0], row[4:]) for row in rows)
-    return _header(ChatSession, header, bodies, messages=[message_of(row) for row in rows])
-
-
-def header_of(header: dict[str, Any]) -> SessionHeader:
-    """Return this header, as JSON has it, without messages."""
-    return _header(SessionHeader, header)
+    return changes_of(rows)
 
 
 async def follow_session(
@@ -197,7 +166,7 @@ async def read_bodies(
     rows = await connection.fetch(f"{_READ}($1, $2)", session_id, user_id)
     if not rows:
         return None
-    return _header(SessionHeader, _json(rows[0]["session"])), [(row["message_id"], _body(row)) for row in rows[1:]]
+    return header_of(rows[0]["session"]), [(row["message_id"], body_of(row)) for row in rows[1:]]
 
 
 async def save_session(
@@ -224,7 +193,7 @@ async def save_session(
         fence,
     )
     return intent.Outcome(
-        _header(SessionHeader, _json(first["session"])),
+        header_of(first["session"]),
         first["version_before"],
         {row["message_id"]: (row["sequence"], row["created_at"], row["amended_version"]) for row in rows},
     )
@@ -239,7 +208,7 @@ async def get_messages(
     limit: int | None,
 ) -> list[ChatMessage]:
     rows = await connection.fetch(
-        f"select {', '.join(_COLUMNS)} from chatledger.get_messages($1, $2, $3, $4, $5)",
+        f"select {', '.join(COLUMNS)} from chatledger.get_messages($1, $2, $3, $4, $5)",
         session_id,
         user_id,
         after,
@@ -261,7 +230,7 @@ async def list_sessions(
         "select * from chatledger.list_sessions($1, $2, $3, $4, $5)", user_id, limit, cursor, title, status
     )
     return SessionPage(
-        sessions=[_header(SessionHeader, row) for row in rows],
+        sessions=[header_of(row) for row in rows],
         cursor=rows[-1]["cursor"] if len(rows) == limit else None,
     )
 
@@ -287,7 +256,7 @@ async def update_session(
         pinned,
         status,
     )
-    return _header(SessionHeader, row)
+    return header_of(row)
 
 
 async def delete_session(connection: Connection, session_id: str, user_id: str | None) -> bool:
@@ -331,7 +300,7 @@ async def fork_session(
         user_id,
         title,
     )
-    return _header(SessionHeader, row)
+    return header_of(row)
 
 
 async def record_usage(
@@ -347,7 +316,7 @@ async def record_usage(
         usage.total_tokens,
         user_id,
     )
-    return _header(SessionHeader, row)
+    return header_of(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,92 +373,6 @@ async def status(connection: Connection) -> dict[str, str | None]:
 
 async def purge_sessions(connection: Connection, older_than: timedelta, limit: int) -> int:
     return int(await connection.fetchval("select * from chatledger.purge_sessions($1, $2)", older_than, limit))
-
-
-_PLACE = ("message_id", "sequence", "created_at", "amended_version")
-_COLUMNS = (*_PLACE, *intent.FROZEN_FIELDS)
-_EXTRA = _COLUMNS.index("extra")
-_READ = f"select {', '.join(_COLUMNS)}, removed, session from chatledger.read_session"
-_Text = str | None
-MessageRow = tuple[
-    str, int, datetime, int | None, Role, _Text, _Text, _Text, int | None, _Text, _Text, _Text, _Text, _Text, _Text
-]
-"""A message as the database has it: the values of ``_COLUMNS``, with JSON as text."""
-
-
-def _message_rows(session: Any, rows: Iterable[asyncpg.Record]) -> list[MessageRow]:
-    messages = [row[: len(_COLUMNS)] for row in rows]
-    if not isinstance(session, str):  # a codec of the caller's took JSON apart
-        messages = [
-            tuple(to_json(value).decode() if isinstance(value, dict | list) else value for value in row)
-            for row in messages
-        ]
-    return messages
-
-
-def _fields(row: MessageRow | asyncpg.Record) -> dict[str, Any]:
-    """Return the fields of a message. Written out: a load spends much of its time here."""
-    (
-        message_id,
-        sequence,
-        created_at,
-        amended_version,
-        role,
-        name,
-        tool_call_id,
-        refusal,
-        duration_ms,
-        content,
-        parts,
-        tool_calls,
-        function_call,
-        metadata,
-        extra,
-        *_,
-    ) = row
-    fields: dict[str, Any] = {
-        "message_id": message_id,
-        "role": role,
-        "content": content if parts is None else _json(parts),
-        "name": name,
-        "tool_call_id": tool_call_id,
-        "refusal": refusal,
-        "tool_calls": tool_calls and _json(tool_calls),
-        "function_call": function_call and _json(function_call),
-        "metadata": metadata and _json(metadata),
-        "duration_ms": duration_ms,
-        "sequence": sequence,
-        "created_at": created_at,
-        "amended_version": amended_version,
-    }
-    if extra is not None:
-        # Where the caller's message had a key like one of the place's, ours wins in the model.
-        fields = _json(extra) | fields
-    return fields
-
-
-def message_of(row: MessageRow | asyncpg.Record) -> ChatMessage:
-    """Return the message that the database has so."""
-    fields = _fields(row)
-    return stored_message(fields) if row[_EXTRA] is None else ChatMessage.model_validate(fields)
-
-
-def _body(row: asyncpg.Record) -> dict[str, Any]:
-    """Return a message as it came in, without its id."""
-    body = {name: value for name, value in _fields(row).items() if value is not None and name not in _PLACE}
-    extra: dict[str, Any] = _json(row["extra"] or "{}")
-    return body | extra
-
-
-def _header(model: type[Header], row: Row, bodies: intent.Bodies | None = None, **more: Any) -> Header:
-    fields: dict[str, Any] = dict(row.items()) | more
-    fields["metadata"] = _json(fields["metadata"])
-    fields["usage"] = {key: fields.pop(key) for key in Usage.model_fields}
-    return model.model_validate(fields, context=bodies)
-
-
-def _json(value: Any) -> Any:
-    return from_json(value) if isinstance(value, str) else value
 
 
 async def _row(connection: Connection, query: str, *arguments: Any) -> asyncpg.Record:
