@@ -57,15 +57,6 @@ class SessionEvent(BaseModel):
     """The session at that moment; of deleted, as it was last seen."""
 
 
-class _Follower:
-    """What the listener knows of a follower."""
-
-    def __init__(self, session_id: str) -> None:
-        self.session_id = session_id
-        self.wake = asyncio.Event()
-        self.renew_at = 0.0
-
-
 class Listener:
     """Wakes the followers of all sessions, over one connection that LISTENs. It is open while anybody follows.
 
@@ -219,52 +210,89 @@ class Listener:
                     follower.renew_at = 0.0
 
 
+class _Follower:
+    """How one who follows a session looks and waits."""
+
+    def __init__(self, listener: Listener, session_id: str, user_id: str | None) -> None:
+        self.session_id = session_id
+        self.channel = ""
+        self.wake = asyncio.Event()
+        self.renew_at = 0.0
+        self._user_id = user_id
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._pause = _FIRST_PAUSE
+        self._by_the_clock = False
+        """The last wait ended so, while notifications were counted on."""
+
+    async def ask(self) -> None:
+        """Ask for notifications."""
+        self.channel, watched_for = await self._listener.ask(self.session_id, self._user_id)
+        # When less than half is left, since only then it is extended; and not all followers at the same time.
+        self.renew_at = self._loop.time() + watched_for.total_seconds() * random.uniform(0.5, 0.7)
+
+    async def read(self, version: int | None, position: int) -> Changes | None:
+        """Return what changed since; None when the session is gone.
+
+        With a version, it goes on for as long as Postgres is away; the first look, which has none, fails.
+        """
+        since = version, position
+        while not self._listener.closed:
+            self.wake.clear()
+            try:
+                if self._loop.time() >= self.renew_at:
+                    await self.ask()
+                return await self._listener.database.run(
+                    lambda c: functions.read_changes(c, self.session_id, self._user_id, since, _PAGE)
+                )
+            except SessionNotFound:
+                return None
+            except asyncpg.InterfaceError:
+                if not self._listener.closed:  # or else the pool went away under this call
+                    raise
+            except DatabaseUnavailable:
+                if version is None:
+                    raise
+                await asyncio.sleep(self._pause)
+                self._pause_longer()
+        raise ChatLedgerError("the ledger was closed", hint="End what follows before you close it")
+
+    async def wait(self) -> None:
+        """Wait for a notification; while none can be counted on, for a pause that gets longer."""
+        counted_on = self._listener.hears(self.channel) and self.renew_at > self._loop.time()
+        self._by_the_clock = False
+        try:
+            async with asyncio.timeout_at(self.renew_at if counted_on else self._loop.time() + self._pause):
+                await self.wake.wait()
+        except TimeoutError:
+            self._by_the_clock = counted_on
+            self._pause_longer()
+
+    def found(self) -> None:
+        """Take note that something had changed: more may come soon, and a notification should have told."""
+        self._pause = _FIRST_PAUSE
+        if self._by_the_clock:
+            self._listener.distrust()
+
+    def _pause_longer(self) -> None:
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+
 async def follow(
     open_listener: Callable[[], Awaitable[Listener]], session_id: str, after: int, user_id: str | None
 ) -> AsyncGenerator[SessionEvent, None]:
     """Yield what :meth:`ChatLedger.follow` says."""
     listener = await open_listener()
-    loop = asyncio.get_running_loop()
-    follower = _Follower(session_id)
-
-    async def ask() -> str:
-        channel, watched_for = await listener.ask(session_id, user_id)
-        # When less than half is left, since only then it is extended; and not all followers at the same time.
-        follower.renew_at = loop.time() + watched_for.total_seconds() * random.uniform(0.5, 0.7)
-        return channel
-
-    async def read(since: tuple[int | None, int]) -> Changes | None:
-        try:
-            if loop.time() >= follower.renew_at:
-                await ask()
-            return await listener.database.run(lambda c: functions.read_changes(c, session_id, user_id, since, _PAGE))
-        except SessionNotFound:
-            return None
-
+    follower = _Follower(listener, session_id, user_id)
     # Ask for notifications, LISTEN, then read, in this order: see notify_followers.sql.
-    channel = await ask()
+    await follower.ask()
+    channel = follower.channel
     listener.add(channel, follower)
     try:
         known: SessionHeader | None = None
         position = max(after, -1) + 1
-        pause = _FIRST_PAUSE
-        unasked = False  # this look is by the clock, while notifications were counted on
         while True:
-            if listener.closed:
-                raise ChatLedgerError("the ledger was closed", hint="End what follows before you close it")
-            follower.wake.clear()
-            try:
-                changes = await read((known.version if known else None, position))
-            except asyncpg.InterfaceError:
-                if not listener.closed:
-                    raise
-                continue  # to the error above: the pool went away under this call
-            except DatabaseUnavailable:
-                if known is None:
-                    raise
-                await asyncio.sleep(pause)  # and on, for as long as the caller likes
-                pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
+            changes = await follower.read(known.version if known else None, position)
             header = None if changes is None else header_of(changes.header)
             if known is None:
                 if header is None:
@@ -277,26 +305,16 @@ async def follow(
             assert header is not None
 
             if header.version > known.version:
-                pause = _FIRST_PAUSE
-                if unasked:
-                    listener.distrust()
+                follower.found()
             for event in _events(changes, known, header, position):
                 yield event
             new = [sequence for sequence in changes.messages if sequence >= position]
             known = header
             if len(new) >= _PAGE:
                 position = new[-1] + 1
-                continue
-            position = max(position, header.next_sequence)
-
-            unasked = False
-            counted_on = listener.hears(channel) and follower.renew_at > loop.time()
-            try:
-                async with asyncio.timeout_at(follower.renew_at if counted_on else loop.time() + pause):
-                    await follower.wake.wait()
-            except TimeoutError:
-                unasked = counted_on
-                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                position = max(position, header.next_sequence)
+                await follower.wait()
     finally:
         listener.remove(channel, follower)
 
