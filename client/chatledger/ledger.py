@@ -21,6 +21,7 @@ from chatledger.connections import Database, Result, open_pool
 from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object, invalid_message
 from chatledger.errors import ChatLedgerError, InvalidMessage, MessageIdConflict
 from chatledger.follow import Listener, SessionEvent, follow, listening_connection
+from chatledger.lease import LeaseOptions
 from chatledger.migrations import migrate
 from chatledger.models import (
     AmendReceipt,
@@ -35,7 +36,7 @@ from chatledger.models import (
     Usage,
     new_id,
 )
-from chatledger.stream import Stream, StreamOptions
+from chatledger.stream import Stream
 
 if TYPE_CHECKING:
     from chatledger.connections import Pool
@@ -639,7 +640,7 @@ class ChatLedger:
                 "a stream needs a pool: its heartbeats cannot be part of the transaction on a caller's connection",
                 hint="Use a ChatLedger on a URL or a pool for streams",
             )
-        options = StreamOptions(
+        options = LeaseOptions(
             clean_text(session_id),
             _clean(user_id),
             clean_text(owner) if owner is not None else f"{socket.gethostname()}:{os.getpid()}",
@@ -647,9 +648,9 @@ class ChatLedger:
             wait or 0.0,
             force,
             max_streams,
-            self._settings.flush_interval if flush_interval is None else flush_interval,
         )
-        return Stream(self._run, self._run_apart, options)
+        interval = self._settings.flush_interval if flush_interval is None else flush_interval
+        return Stream(self._run, self._run_apart, options, interval)
 
     # Following
 

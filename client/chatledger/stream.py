@@ -1,21 +1,18 @@
-"""The one stream of a session: a lease that a heartbeat renews, and a message that is saved as it grows."""
+"""The one stream of a session: a lease, and a message that is saved as it grows."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-
-import asyncpg
 
 from chatledger import functions, intent
 from chatledger.encoding import clean_text, encode_message, encode_object
-from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound, StaleFence, StreamBusy
+from chatledger.errors import ChatLedgerError, SessionNotFound, StaleFence
 from chatledger.growing import GrowingMessage, is_empty
+from chatledger.lease import CLOSING, MAY_PASS, HeldLease, LeaseOptions, outlast
 from chatledger.models import AppendReceipt, ChatMessage, ToolCallReceipt, new_id
 
 if TYPE_CHECKING:
@@ -24,31 +21,10 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionChunk
 
     from chatledger.connections import Run
-    from chatledger.functions import Lease
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-_CLOSING = 5.0
-"""Seconds that a stream which was cancelled takes to save the rest, and again to give the lease back."""
-_RENEWAL = 5.0
-"""Seconds after which a renewal without an answer makes room for those of other streams, and is tried again."""
-_MAY_PASS = (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """What :meth:`ChatLedger.stream` was asked for; times in seconds."""
-
-    session_id: str
-    user_id: str | None
-    owner: str
-    ttl: float
-    wait: float
-    force: bool
-    max_streams: int | None
-    flush_interval: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +47,15 @@ class Stream:
         lost: The lease ran out, was taken over, or the session was deleted. Nothing can be written any more.
     """
 
-    def __init__(self, run: Run, run_apart: Run, options: StreamOptions) -> None:
+    def __init__(self, run: Run, run_apart: Run, options: LeaseOptions, flush_interval: float) -> None:
         self.session_id = options.session_id
         self.fence = 0
         self.lost = False
         self._run = run
-        self._run_apart = run_apart
-        self._options = options
+        self._user_id = options.user_id
+        self._flush_interval = flush_interval
+        self._lease = HeldLease(run, run_apart, options)
         self._version = self._next_sequence = self._removed_count = 0
-        self._runs_out_at = 0.0
         self._helpers: list[asyncio.Task[None]] = []
 
         self._turn = asyncio.Lock()
@@ -132,7 +108,7 @@ class Stream:
         async with self._turn:
             await self._flush()
             receipts = await self._write(
-                functions.append_messages, self.session_id, encoded, self._options.user_id, None, self.fence
+                functions.append_messages, self.session_id, encoded, self._user_id, None, self.fence
             )
             self._next_sequence = max([self._next_sequence, *(receipt.sequence + 1 for receipt in receipts)])
         return receipts
@@ -145,7 +121,7 @@ class Stream:
         async with self._turn:
             await self._flush()
             receipt = await self._write(
-                functions.add_tool_call, self.session_id, encoded, self._options.user_id, call_message_id, self.fence
+                functions.add_tool_call, self.session_id, encoded, self._user_id, call_message_id, self.fence
             )
             self._next_sequence = max(self._next_sequence, receipt.sequence + 1)
         return receipt
@@ -156,14 +132,14 @@ class Stream:
         async with self._turn:
             await self._flush()
 
-    # The lease
+    # Entering and leaving
 
     async def __aenter__(self) -> Self:
         """Take the lease.
 
         Raises: see :meth:`ChatLedger.stream`.
         """
-        lease = await self._begin()
+        lease = await self._lease.begin()
         self.fence, self._version, self._next_sequence = lease.fence, lease.version, lease.next_sequence
         self._removed_count = lease.next_sequence - lease.message_count
         self._holder = asyncio.current_task()
@@ -173,66 +149,11 @@ class Stream:
         self._helpers = [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._save_as_it_grows())]
         return self
 
-    async def _begin(self) -> Lease:
-        loop = asyncio.get_running_loop()
-        options = self._options
-        ttl = timedelta(seconds=options.ttl)
-        arguments = (
-            self.session_id,
-            options.owner,
-            ttl,
-            options.user_id,
-            new_id(),
-            options.force,
-            options.max_streams,
-        )
-        give_up_at = loop.time() + options.wait
-        pause = 0.02
-        while True:
-            self._runs_out_at = loop.time() + options.ttl
-            call = asyncio.ensure_future(self._run(lambda c: functions.begin_stream(c, *arguments)))
-            try:
-                return await asyncio.shield(call)
-            except asyncio.CancelledError:
-                await _outlast(self._give_back(call))
-                raise
-            except StreamBusy:
-                left = give_up_at - loop.time()
-                if left <= 0:
-                    raise
-            await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))
-            pause = min(pause * 2, 0.25)
-
     async def _keep_lease(self) -> None:
         try:
-            async with asyncio.timeout_at(self._runs_out_at) as lease:
-                renewed = True
-                while True:
-                    await asyncio.sleep(self._options.ttl / 3 if renewed else min(self._options.ttl / 20, 1.0))
-                    renewed = await self._renew()
-                    lease.reschedule(self._runs_out_at)
-        except TimeoutError:
-            self._end(
-                StaleFence(
-                    "the stream's lease ran out: it could not be renewed in time",
-                    detail={"session_id": self.session_id, "fence": self.fence},
-                    hint="Stop this writer; begin a new stream to go on",
-                )
-            )
+            await self._lease.keep()
         except Exception as error:
             self._end(error)
-
-    async def _renew(self) -> bool:
-        ttl = timedelta(seconds=self._options.ttl)
-        runs_out_at = asyncio.get_running_loop().time() + self._options.ttl  # from before the call: never too late
-        try:
-            async with asyncio.timeout(min(self._options.ttl / 3, _RENEWAL)):
-                await self._run_apart(lambda c: functions.renew_stream(c, self.session_id, self.fence, ttl))
-        except _MAY_PASS as error:
-            log.warning("session %s: the stream's lease was not renewed yet: %r", self.session_id, error)
-            return False
-        self._runs_out_at = runs_out_at
-        return True
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -264,14 +185,14 @@ class Stream:
         saving.cancel()
         try:
             if not self.lost:
-                await _outlast(self._close(None if kind is None else _CLOSING))
+                await outlast(self._close(None if kind is None else CLOSING))
         except Exception as unsaved:
             if kind is None and self._failure is None:
                 raise
             log.warning("session %s: the end of the stream was not saved: %r", self.session_id, unsaved)
         finally:
             heartbeat.cancel()
-            await asyncio.wait(self._helpers, timeout=_CLOSING)
+            await asyncio.wait(self._helpers, timeout=CLOSING)
 
         # Somebody else who cancelled, too, goes first.
         others = self._cancelled and self._holder is not None and self._holder.uncancel() > self._cancelling
@@ -285,18 +206,7 @@ class Stream:
                 async with asyncio.timeout(seconds), self._turn:
                     await self._flush()
         finally:
-            await self._give_back()
-
-    async def _give_back(self, begin: Awaitable[Lease] | None = None) -> None:
-        """End the lease; with ``begin``, the one that this call may get. If that fails, it runs out by itself."""
-        try:
-            async with asyncio.timeout(_CLOSING):
-                fence = self.fence if begin is None else (await begin).fence
-                await self._run(lambda c: functions.end_stream(c, self.session_id, fence))
-        except _MAY_PASS as error:
-            log.warning("session %s: the stream's lease was not given back: %r", self.session_id, error)
-        except ChatLedgerError:
-            pass  # refused: there is no lease
+            await self._lease.give_back()
 
     # The growing messages
 
@@ -306,11 +216,11 @@ class Stream:
                 await self._grown.wait()
                 try:
                     await self.flush()
-                except _MAY_PASS as error:
+                except MAY_PASS as error:
                     log.warning("session %s: the growing message is not saved yet: %r", self.session_id, error)
                     self._grown.set()
                     await asyncio.sleep(0.1)
-                await asyncio.sleep(self._options.flush_interval)
+                await asyncio.sleep(self._flush_interval)
         except Exception as error:
             self._end(error)
 
@@ -359,7 +269,7 @@ class Stream:
             return None
         arguments = (
             self.session_id,
-            self._options.user_id,
+            self._user_id,
             self._version,
             "{}",
             messages,
@@ -386,15 +296,3 @@ class Stream:
         except (StaleFence, SessionNotFound) as error:
             self._end(error)
             raise
-
-
-async def _outlast(work: Coroutine[Any, Any, None]) -> None:
-    """Do a piece of work to its end also when the caller is cancelled meanwhile, for a bounded time."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task], timeout=2 * _CLOSING)
-        raise
-    finally:
-        task.cancel()
