@@ -34,6 +34,13 @@ logger = logging.getLogger("chatledger.follow")
 _PAGE = 100
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _PATIENCE = 5.0  # seconds without a sign that notifications arrive, before the log says that there is none
+# A time limit, a shutdown, no room, a failover that came out on a standby: the same look may succeed later.
+_MAY_PASS = (
+    DatabaseUnavailable,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
 _CHANGES_OF_OTHERS = {"message_count", "next_sequence", "version", "updated_at"}
 
 
@@ -234,7 +241,7 @@ class _Follower:
     async def read(self, version: int | None, position: int) -> Changes | None:
         """Return what changed since; None when the session is gone.
 
-        With a version, it goes on for as long as Postgres is away; the first look, which has none, fails.
+        With a version, it goes on for as long as Postgres cannot answer; the first look, which has none, fails.
         """
         since = version, position
         while not self._listener.closed:
@@ -250,7 +257,7 @@ class _Follower:
             except asyncpg.InterfaceError:
                 if not self._listener.closed:  # or else the pool went away under this call
                     raise
-            except DatabaseUnavailable:
+            except _MAY_PASS:
                 if version is None:
                     raise
                 await asyncio.sleep(self._pause)

@@ -27,6 +27,7 @@ from chatledger import (
     Settings,
     Usage,
     embedded,
+    functions,
     migrate,
 )
 from chatledger.follow import Listener, _Follower
@@ -438,6 +439,30 @@ async def test_all_connections_are_replaced(
             )
             await ledger.append_messages(session_id, [user(str(number))])
             assert told(await waiting) == [("appended", number)]
+
+
+@pytest.mark.parametrize("error", [asyncpg.QueryCanceledError, asyncpg.ReadOnlySQLTransactionError])
+async def test_what_may_pass_ends_only_the_first_look(
+    ledger: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch, error: type[asyncpg.PostgresError]
+) -> None:
+    real, failures = functions.read_changes, [error(), error()]
+
+    async def failing(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await real(*arguments)
+
+    async with aclosing(ledger.follow(session_id)) as events:
+        await ledger.append_messages(session_id, [user("0")])
+        await take(events)
+        monkeypatch.setattr(functions, "read_changes", failing)
+        await ledger.append_messages(session_id, [user("1")])
+        assert told(await take(events)) == [("appended", 1)]
+    assert not failures
+
+    failures.append(error())
+    with pytest.raises(error):
+        await take(ledger.follow(session_id))
 
 
 @pytest.fixture
