@@ -84,9 +84,9 @@ class CachedSession:
 class SessionCache:
     """The copies in one Redis. Redis' troubles never raise: a read finds nothing, a write does nothing.
 
-    After a failure no call goes to Redis, and none waits for it. After a second the next call has a PING sent in the
-    background; while that fails, the pause doubles up to 30 seconds. Belongs to one event loop. A cancelled or
-    timed-out call takes its connection with it, so no later call can get its answer.
+    After a failure no call goes to Redis for a second, then one tries; while that fails, the pause doubles up to 30
+    seconds. Belongs to one event loop. A cancelled or timed-out call takes its connection with it, so no later call can
+    get its answer.
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``.
@@ -127,7 +127,6 @@ class SessionCache:
         self._idle: list[AbstractConnection] = []
         self._slots = asyncio.Semaphore(_CONNECTIONS)
         self._closed = False
-        self._probing: asyncio.Task[None] | None = None
         options = self._pool.connection_kwargs
         place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self._calls = _Breaker(f"Redis at {place} does not answer", clock)
@@ -183,9 +182,6 @@ class SessionCache:
     async def close(self) -> None:
         """Close the connections. Calls do nothing from now on."""
         self._closed = True
-        if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.wait([self._probing])
         # Ends at once, except perhaps with TLS.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(self._timeout):
@@ -200,7 +196,7 @@ class SessionCache:
         blocks: Mapping[int, bytes],
         removed: Collection[int],
     ) -> None:
-        attempt = None if self._is_down() else self._writes.enter()
+        attempt = None if self._calls.holds_back() else self._writes.enter()
         if attempt is None:
             return  # before the work of encoding
         created, version = _created(header), int(header["version"])
@@ -226,38 +222,19 @@ class SessionCache:
     async def _call(self, *commands: tuple[Any, ...]) -> Any:
         """Return the answer to the last command; None on trouble. Raises ResponseError when Redis refuses it."""
         async with self._slots:  # waiting for our turn is before the time limit: it is no fault of Redis
-            if self._is_down():
+            attempt = None if self._closed else self._calls.enter()
+            if attempt is None:
                 return None
-            answer = await self._try(commands)
+            try:
+                answer = await self._exchange(commands)
+            except Exception as error:
+                # Of any kind: what answers may be no Redis at all.
+                self._calls.failed(attempt, error)
+                await self._disconnect_idle()
+                return None
+            self._calls.succeeded(attempt)
         if isinstance(answer, ResponseError):
             raise answer
-        return answer
-
-    def _is_down(self) -> bool:
-        """Whether no call is made now. Has Redis probed when it is time to."""
-        if self._calls.is_open() and not (self._closed or self._calls.holds_back() or self._probing):
-            self._probing = asyncio.create_task(self._probe())
-        return self._closed or self._calls.is_open()
-
-    async def _probe(self) -> None:
-        try:
-            await self._try(((b"PING",),))
-        finally:
-            self._probing = None
-
-    async def _try(self, commands: tuple[tuple[Any, ...], ...]) -> Any:
-        """Return the answer to the last command, also when it is an error; None on trouble."""
-        attempt = self._calls.enter()
-        if attempt is None:
-            return None
-        try:
-            answer = await self._exchange(commands)
-        except Exception as error:
-            # Of any kind: what answers may be no Redis at all.
-            self._calls.failed(attempt, error)
-            await self._disconnect_idle()
-            return None
-        self._calls.succeeded(attempt)
         return answer
 
     def _new_connection(self) -> AbstractConnection:
@@ -302,7 +279,7 @@ class SessionCache:
 
 
 class _Breaker:
-    """Opens when calls fail, and holds them back; says once that they do, and once that it is over."""
+    """Holds back calls that would only fail; says once that they do, and once that it is over."""
 
     def __init__(self, trouble: str, clock: Callable[[], float]) -> None:
         self._trouble = trouble
@@ -310,12 +287,7 @@ class _Breaker:
         self._pause = 0.0  # none: all is well
         self._next_try = 0.0
 
-    def is_open(self) -> bool:
-        """Whether calls failed, and none has succeeded since."""
-        return self._pause > 0
-
     def holds_back(self) -> bool:
-        """Whether it is too early for another try."""
         return self._pause > 0 and self._clock() < self._next_try
 
     def enter(self) -> float | None:

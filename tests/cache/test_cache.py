@@ -316,13 +316,6 @@ async def every_call(cache: SessionCache) -> None:
     await cache.drop("s")
 
 
-async def probed(cache: SessionCache) -> None:
-    """Make a call, which goes on without Redis and has it probed when it is time; wait for what that finds."""
-    assert await cache.get("s") is None
-    assert cache._probing is not None
-    await asyncio.wait([cache._probing])
-
-
 async def test_no_server(
     socket_folder: Path, open_cache: OpenCache, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,7 +336,6 @@ async def test_no_server(
         await every_call(cache)
         assert attempts == tried
         clock.now += 0.02
-        await probed(cache)
         await every_call(cache)
         assert attempts == tried + 1
     assert said(caplog) == ["WARNING"]
@@ -375,7 +367,7 @@ async def test_something_else_answers(
 async def test_stopped_server(
     own_server: Server, open_cache: OpenCache, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Costs one call, also when many are made at once; later ones do not wait, and then the cache comes back."""
+    """Costs one call, also when many are made at once, and then the cache comes back."""
     cache = open_cache(own_server.url, timeout=0.02)
     patient = open_cache(own_server.url)
     session = await put(patient)
@@ -387,13 +379,7 @@ async def test_stopped_server(
     for _ in range(20):
         await asyncio.gather(*(every_call(cache) for _ in range(20)))
     clock.now += 1.5
-    cache._timeout = 10
     await asyncio.gather(*(every_call(cache) for _ in range(20)))
-    probing = cache._probing
-    assert probing is not None
-    assert not probing.done()  # none of these calls has waited for it
-    probing.cancel()
-    await asyncio.wait([probing])
     own_server.resume()
     assert said(caplog) == ["WARNING"]
     assert own_server.info("stats")["total_connections_received"] == connections + 2
@@ -401,7 +387,7 @@ async def test_stopped_server(
     assert await cache.get("s") is None
 
     clock.now += 2.5
-    await probed(cache)
+    cache._timeout = 10
     assert await cache.get("s") == session
     assert said(caplog) == ["WARNING", "INFO"]
     clock.now += 100
@@ -421,7 +407,6 @@ async def test_many_calls_at_once_share_the_wait(own_server: Server, open_cache:
     assert own_server.info("stats")["total_connections_received"] - connections <= 16
     clock.now += 1.01  # the pause after one failure, not after sixteen
     cache._timeout = 10
-    await probed(cache)
     session = await put(cache)
     assert await cache.get("s") == session
 
@@ -517,7 +502,6 @@ async def test_the_next_try_is_with_a_new_connection(
     clock.now += 1.5
     cache._timeout = 10
     try:
-        await probed(cache)
         assert await cache.get("s") == CachedSession(header(1, blocks_of(1, range(3))), blocks_of(1, range(3)))
     finally:
         server.resume()
@@ -542,7 +526,6 @@ async def test_killed_and_restarted_server(
     await every_call(cache)
     assert own_server.info("stats")["total_connections_received"] == connections
     clock.now += 1.5
-    await probed(cache)
     session = await put(cache)
     assert await cache.get("s") == session
     assert said(caplog) == ["WARNING", "INFO"]
@@ -717,18 +700,26 @@ async def test_cancelled_while_the_server_is_slow(own_server: Server, open_cache
     assert await cache.get("s") == sessions["s"]
 
 
-async def test_closing_ends_a_probe(own_server: Server, open_cache: OpenCache, clock: Clock) -> None:
+async def test_a_cancelled_try_leaves_the_next_one_to_the_next_pause(
+    own_server: Server, open_cache: OpenCache, clock: Clock
+) -> None:
     cache = open_cache(own_server.url, timeout=0.02)
+    connections = own_server.info("stats")["total_connections_received"]
     own_server.pause()
     assert await cache.get("s") is None
     clock.now += 1.5
     cache._timeout = 10
-    await every_call(cache)
-    probing = cache._probing
-    assert probing is not None
-    await cache.close()
-    assert probing.cancelled()
+    for _ in range(3):
+        call = asyncio.create_task(cache.get("s"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
     own_server.resume()
+    assert own_server.info("stats")["total_connections_received"] - connections == 2
+    clock.now += 1.5
+    session = await put(cache)
+    assert await cache.get("s") == session
 
 
 # The rest
