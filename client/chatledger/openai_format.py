@@ -6,6 +6,7 @@ No I/O, no clock, no chance: the same history always gives the same messages, so
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ _OTHER = {"function": "custom", "custom": "function"}
 _INPUT = {"function": ("arguments", "{}"), "custom": ("input", "")}
 # What stands for no value; 0 and False are values.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
+# The text that each kind of call carries, and what stands for a missing one.
+_TEXT_OF_CALL = {"function": ("arguments", "{}"), "custom": ("input", "")}
+# Kinds of content parts that carry a text, under their own name.
+_TEXT_PARTS = ("text", "refusal")
+# What the API refuses in the name of who says a message.
+_NOT_IN_NAMES = re.compile(r"[\s<|\\/>]")
 # What a message has room for once.
 _ONCE = ("audio", "function_call")
 
@@ -119,16 +126,18 @@ def to_openai_messages(
       a result, amend its message.
     - A result without a call, and an assistant message with neither text nor refusal nor audio nor calls, are dropped.
     - A call without an id, or with the id of an earlier call in its message, gets a new one, and so does its result.
-      A call without a name gets ``NO_NAME``.
+      A call without a name gets ``NO_NAME``. What is no string is no id and no name.
 
     A legacy ``function_call`` and its ``function`` message, which go by name, are treated as a call and its result.
     A valid history comes out as it went in; so what came out comes out unchanged again.
 
     Only keys that the API knows for the role are given. The API refuses others, so ``message_id``, ``metadata`` and
     what a provider added (``reasoning_content``, ``annotations``) are left out. Keys without a value are left out too,
-    except ``content``: where it is missing it is None beside calls and ``""`` elsewhere. A call without ``type`` or
-    ``arguments`` gets them; arguments that are no text become JSON; of an ``audio`` only the id is sent. Inside calls
-    and content parts all else stays.
+    except ``content``: where it is missing it is None beside calls and ``""`` elsewhere. A call gets the ``type`` of
+    what it has, ``function`` or ``custom``, and keeps only that one of the two. A content part without a type becomes a
+    text. Where the API wants a text (``arguments``, ``input``, ``text``, ``refusal``), it gets an empty one (``{}`` for
+    arguments) instead of nothing, and JSON instead of any other value. In the ``name`` of a message, what the API
+    refuses becomes ``_``. Of an ``audio`` only the id is sent. Inside calls and content parts all else stays.
 
     Args:
         messages: In order. They are not changed, and the result shares nothing with them.
@@ -163,8 +172,13 @@ def _get(message: Any, key: str) -> Any:
     return fields[key] if key in fields else (message.__pydantic_extra__ or {}).get(key)
 
 
+def _has(message: Any, key: str) -> bool:
+    value = _get(message, key)
+    return bool(_text(_dict(value).get("id")) if key == "audio" else value)
+
+
 def _fits(message: AnyMessage, run: list[AnyMessage]) -> bool:
-    return not any(_get(message, key) and any(_get(other, key) for other in run) for key in _ONCE)
+    return not any(_has(message, key) and any(_has(other, key) for other in run) for key in _ONCE)
 
 
 def _merged(run: list[AnyMessage]) -> AnyMessage:
@@ -183,9 +197,12 @@ def _merged(run: list[AnyMessage]) -> AnyMessage:
 
 
 def _is_empty(content: Any) -> bool:
-    return not content or (
-        isinstance(content, list) and all(part.get("type") == "text" and not part.get("text") for part in content)
-    )
+    return not content or (isinstance(content, list) and all(map(_is_empty_part, content)))
+
+
+def _is_empty_part(part: dict[str, Any]) -> bool:
+    kind = _text(part.get("type")) or "text"
+    return kind in _TEXT_PARTS and part.get(kind) in (None, "")
 
 
 def _joined(contents: list[Any]) -> str | list[dict[str, Any]]:
@@ -214,6 +231,25 @@ def _result_key(message: ChatMessage) -> _Key | None:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _call_name(call: dict[str, Any], kind: str) -> str:
+    body = call.get(kind)
+    return _text(body.get("name")) if isinstance(body, dict) else ""
+
+
+def _kind(call: dict[str, Any]) -> str:
+    """Return which of the two a call is: the one that has a name, else one that is there, else what its type says."""
+    if call.get("type") == "function" and _call_name(call, "function"):  # nearly always
+        return "function"
+    return max(
+        _TEXT_OF_CALL,
+        key=lambda kind: (_call_name(call, kind) != "", isinstance(call.get(kind), dict), call.get("type") == kind),
+    )
 
 
 def _results_of_calls(messages: list[ChatMessage]) -> tuple[dict[tuple[int, int], int], set[_Key]]:
@@ -251,7 +287,7 @@ def _is_clear(messages: list[ChatMessage]) -> bool:
         elif role == "assistant":
             if calls := message.tool_calls:
                 waiting = [_text(call.get("id")) for call in reversed(calls)]
-                named = all(_text(_body(call).get("name")) for call in calls)
+                named = all(_call_name(call, _kind(call)) for call in calls)
                 if not (named and all(waiting)) or len(set(waiting)) < len(waiting):
                     return False
             elif _is_empty(message.content):
@@ -272,7 +308,7 @@ def _repaired(messages: list[ChatMessage], on_repair: Callable[[Repair], None]) 
                 report("second_result" if result_key in calls else "orphan_result", message, result_key[1])
         elif message.role != "assistant":
             repaired.append(message)
-        elif _is_empty(message.content) and not any(_get(message, key) for key in _WITHOUT_TEXT):
+        elif _is_empty(message.content) and not any(_has(message, key) for key in _WITHOUT_TEXT):
             report("empty_message", message)
         else:
             clear = _with_clear_calls(message, report)
@@ -302,11 +338,11 @@ def _with_clear_calls(message: ChatMessage, report: Callable[[RepairKind, ChatMe
             times[wanted] += 1
             call_id = f"{wanted}_{times[wanted] + 1}"
         taken.add(call_id)
-        body = _body(call)
-        name = _text(body.get("name"))
+        kind = _kind(call)
+        name = _call_name(call, kind)
         if call_id != stored or not name:
             report("unclear_call", message, stored)
-            call = call | {"id": call_id, _kind(call): body | {"name": name or NO_NAME}}
+            call = call | {"id": call_id, kind: _dict(call.get(kind)) | {"name": name or NO_NAME}}
         calls.append(call)
     changed: dict[str, Any] = {}
     if calls != (message.tool_calls or []):
@@ -326,47 +362,57 @@ def _result(key: _Key, stored: ChatMessage | None) -> ChatMessage:
 
 
 def _as_dict(message: ChatMessage) -> ChatCompletionMessageParam:
-    role, content = message.role, message.content
-    fields: dict[str, Any] = {"role": role, "content": content if isinstance(content, str) else _copy(content)}
+    role = message.role
+    fields: dict[str, Any] = {"role": role, "content": _as_content(message)}
     values = message.__dict__ | message.model_extra if message.model_extra else message.__dict__
     for key in _KEYS.get(role, _NAME):
         if value := values.get(key):
-            fields[key] = _copy(value)
-    if not content and content != "":
-        may_be_null = role == "function" or "tool_calls" in fields or "function_call" in fields
-        fields["content"] = None if may_be_null else ""
-    if role == "assistant":
-        for call in fields.get("tool_calls", ()):
-            kind = call["type"] = _kind(call)
-            call.pop(_OTHER[kind], None)
-            _give_text(_body(call), *_INPUT[kind])
-        _give_text(fields.get("function_call", {}), *_INPUT["function"])
-        if isinstance(audio := fields.get("audio"), dict) and "id" in audio:
-            fields["audio"] = {"id": audio["id"]}
+            fields[key] = value
+    if "name" in fields and role != "function":  # of which it is its call's
+        fields["name"] = _NOT_IN_NAMES.sub("_", fields["name"])
+    if "tool_calls" in fields:
+        fields["tool_calls"] = [_as_call(call) for call in fields["tool_calls"]]
+    if "function_call" in fields:
+        fields["function_call"] = _with_text(_copy(fields["function_call"]), *_TEXT_OF_CALL["function"])
+    if audio_id := _text(_dict(fields.pop("audio", None)).get("id")):
+        fields["audio"] = {"id": audio_id}
     return cast("ChatCompletionMessageParam", fields)
 
 
-def _kind(call: dict[str, Any]) -> str:
-    """Which of both a call is: the one that it describes; where it describes both, the one that has a name."""
-    function, custom = call.get("function"), call.get("custom")
-    if not isinstance(custom, dict):
-        return "function"
-    if not isinstance(function, dict):
-        return "custom"
-    said, other = (custom, "function") if call.get("type") == "custom" else (function, "custom")
-    return _OTHER[other] if _text(said.get("name")) else other
+def _as_content(message: ChatMessage) -> str | list[dict[str, Any]] | None:
+    role, content = message.role, message.content
+    if isinstance(content, str):
+        return content
+    if not content:
+        calls = role == "assistant" and (message.tool_calls or message.function_call)
+        return None if calls or role == "function" else ""
+    parts = [_as_part(part) for part in content]
+    # Only a function's result may have no parts.
+    return "\n".join(_text(part.get("text")) for part in parts) if role == "function" else parts
 
 
-def _body(call: dict[str, Any]) -> dict[str, Any]:
-    body = call.get(_kind(call))
-    return body if isinstance(body, dict) else {}
+def _as_part(part: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = _copy(part)
+    kind = copied["type"] = _text(part.get("type")) or "text"
+    return _with_text(copied, kind, "") if kind in _TEXT_PARTS else copied
 
 
-def _give_text(body: dict[str, Any], key: str, nothing: str) -> None:
-    """What goes into a call has to be text: often JSON, that somebody may have stored taken apart."""
-    value = body.get(key)
+def _as_call(call: dict[str, Any]) -> dict[str, Any]:
+    kind = _kind(call)
+    copied: dict[str, Any] = {
+        key: _copy(value) for key, value in call.items() if key == kind or key not in _TEXT_OF_CALL
+    }
+    copied["type"] = kind
+    copied[kind] = _with_text(_dict(copied.get(kind)), *_TEXT_OF_CALL[kind])
+    return copied
+
+
+def _with_text(fields: dict[str, Any], key: str, empty: str) -> dict[str, Any]:
+    """Give the key a text: an empty one where there is nothing, and JSON where there is something else."""
+    value = fields.get(key)
     if not isinstance(value, str):
-        body[key] = nothing if value is None else json.dumps(value, ensure_ascii=False)
+        fields[key] = empty if value is None else json.dumps(value, ensure_ascii=False)
+    return fields
 
 
 def _copy(value: Any) -> Any:

@@ -172,22 +172,62 @@ def test_calls_get_the_type_and_the_arguments_that_the_api_asks_for() -> None:
 @pytest.mark.parametrize(
     ("stored", "given"),
     [
-        ({"function": {"name": "f", "arguments": None}}, call("c")),
-        ({"function": {"name": "f", "arguments": {}}, "type": None, "custom": None}, call("c")),
-        ({"function": {"name": "f", "arguments": "{}"}, "type": "custom"}, call("c")),
-        (
-            {"custom": {"name": "sql", "input": None}, "type": "function", "function": None},
-            {"id": "c", "type": "custom", "custom": {"name": "sql", "input": ""}},
-        ),
-        ({"custom": {"name": "sql"}, "type": "function", "function": {"name": "f"}}, call("c")),
-        ({"custom": {}, "type": "custom", "function": {"name": "f"}}, call("c")),
-        ({"function": {"name": "f", "arguments": {"city": "Malmö"}}}, {"function": {"arguments": '{"city": "Malmö"}'}}),
+        ({"function": {"name": "f", "arguments": None}}, {"name": "f", "arguments": "{}"}),
+        ({"function": {"name": "f", "arguments": {"a": ["é"]}}}, {"name": "f", "arguments": '{"a": ["é"]}'}),
+        ({"function": {"name": "f", "arguments": 0}}, {"name": "f", "arguments": "0"}),
+        ({"type": None, "function": {"name": "f"}, "custom": None}, {"name": "f", "arguments": "{}"}),
+        ({"type": "custom", "function": {"name": "f"}, "custom": {}}, {"name": "f", "arguments": "{}"}),
+        ({"type": "custom", "custom": {"name": "x", "input": "y"}, "function": None}, {"name": "x", "input": "y"}),
+        ({"type": "function", "custom": {"name": "x", "input": None}}, {"name": "x", "input": ""}),
+        ({"type": 1, "custom": {"name": "x", "input": [1]}, "function": "f"}, {"name": "x", "input": "[1]"}),
+        ({"type": "custom", "custom": {"name": "x"}, "function": {"name": "f"}}, {"name": "x", "input": ""}),
+        ({"custom": {"name": "x"}, "function": {"name": "f"}}, {"name": "f", "arguments": "{}"}),
+        ({"type": "custom", "custom": None}, {"name": NO_NAME, "input": ""}),
+        ({"function": {"name": {"a": 1}}, "custom": 5}, {"name": NO_NAME, "arguments": "{}"}),
     ],
 )
-def test_a_call_is_what_it_describes(stored: dict[str, Any], given: dict[str, Any]) -> None:
-    [message, _] = sent([says(None, {"id": "c"} | stored)])
-    [made] = message["tool_calls"]
-    assert made == given or made["function"] == {"name": "f"} | given["function"]
+@pytest.mark.parametrize("tidy", [True, False])
+def test_of_an_odd_call_comes_what_the_api_takes(stored: dict[str, Any], given: dict[str, Any], tidy: bool) -> None:
+    kind = "function" if "arguments" in given else "custom"
+    results = [result("c", "1")] if tidy else []
+    [asked, *_] = sent([says(None, {"id": "c", "more": None} | stored), *results])
+    assert asked["tool_calls"] == [{"id": "c", "type": kind, kind: given, "more": None}]
+
+
+@pytest.mark.parametrize(
+    ("part", "given"),
+    [
+        ({"type": "text", "text": None, "more": 1}, {"type": "text", "text": "", "more": 1}),
+        ({"text": "hi"}, {"type": "text", "text": "hi"}),
+        ({"type": None, "text": {"a": 1}}, {"type": "text", "text": '{"a": 1}'}),
+        ({}, {"type": "text", "text": ""}),
+        ({"type": "refusal"}, {"type": "refusal", "refusal": ""}),
+        ({"type": "image_url", "image_url": {"url": 1}}, {"type": "image_url", "image_url": {"url": 1}}),
+    ],
+)
+def test_odd_content_parts(part: dict[str, Any], given: dict[str, Any]) -> None:
+    assert sent([ChatMessage(role="user", content=[part])]) == [{"role": "user", "content": [given]}]
+    assert kinds(says(None, content=[part])) == ([] if given[given["type"]] else ["empty_message"])
+
+
+def test_a_result_of_a_function_has_no_parts() -> None:
+    parts = [{"type": "text", "text": "one"}, {"text": "two"}]
+    answer = ChatMessage(role="function", name="f", content=parts)
+    assert sent([says(None, function_call={"name": "f", "arguments": []}), answer]) == [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "[]"}},
+        {"role": "function", "name": "f", "content": "one\ntwo"},
+    ]
+
+
+def test_names_of_messages_have_no_characters_that_the_api_refuses() -> None:
+    [asked] = sent([ChatMessage(role="user", name="Ann <ö> O'Neil/2", content="hi")])
+    assert asked["name"] == "Ann__ö__O'Neil_2"
+
+
+def test_an_audio_without_an_id_is_none() -> None:
+    odd = {"audio": {"id": None, "data": "UklG"}}
+    assert sent([says("one", **odd), says("two", audio="x")]) == [{"role": "assistant", "content": "one\ntwo"}]
+    assert kinds(says(None, **odd)) == ["empty_message"]
 
 
 def test_the_result_shares_nothing_with_the_history() -> None:
@@ -358,8 +398,15 @@ def objections(messages: Dicts) -> Iterator[str]:
         if content is None:
             if role != "function" and not message.get("tool_calls") and not message.get("function_call"):
                 yield f"{at}: no content"
-        elif content == [] or not isinstance(content, str | list):
+        elif content == [] or not isinstance(content, str if role == "function" else str | list):
             yield f"{at}: content is {content!r}"
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part.get("type"), str):
+                yield f"{at}: a content part without a type"
+            elif part["type"] in ("text", "refusal") and not isinstance(part.get(part["type"]), str):
+                yield f"{at}: a content part without its text"
+        if "name" in message and re.search(r"[\s<|\\/>]", message["name"]):
+            yield f"{at}: the name is {message['name']!r}"
         if role in ("tool", "function"):
             if at not in answers:
                 yield f"{at}: answers no call"
@@ -370,19 +417,21 @@ def objections(messages: Dicts) -> Iterator[str]:
         before = messages[at - 1] if at else {"role": None}
         if before["role"] == "assistant" and not ("audio" in message and "audio" in before):
             yield f"{at}: two assistant messages in a row"
-        texts = content if isinstance(content, str) else "".join(str(part["text"]) for part in content or ())
+        texts = content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
         if not texts and not message.keys() & {"refusal", "audio", "tool_calls", "function_call"}:
             yield f"{at}: an empty assistant message"
         expected = []
         for made in message.get("tool_calls", ()):
             expected.append(("tool", "tool_call_id", made["id"]))
-            if made.keys() & {"function", "custom"} != {made.get("type")}:
-                yield f"{at}: a call of another type than it says"
-            elif not isinstance(name := made[made["type"]].get("name"), str) or not name:
+            kind = made.get("type")
+            if kind not in ("function", "custom") or not isinstance(made.get(kind), dict):
+                yield f"{at}: a call without a type"
+                continue
+            if made.keys() & {"function", "custom"} != {kind}:
+                yield f"{at}: a call of two types"
+            if not isinstance(made[kind].get("name"), str) or not made[kind]["name"]:
                 yield f"{at}: a call without a name"
-            elif not isinstance(
-                made[made["type"]].get({"function": "arguments", "custom": "input"}[made["type"]]), str
-            ):
+            if not isinstance(made[kind].get("arguments" if kind == "function" else "input"), str):
                 yield f"{at}: a call without arguments"
         if message.get("tool_calls") == []:
             yield f"{at}: an empty list of calls"
@@ -390,7 +439,9 @@ def objections(messages: Dicts) -> Iterator[str]:
             expected.append(("function", "name", message["function_call"].get("name")))
             if not isinstance(message["function_call"].get("arguments"), str):
                 yield f"{at}: a call without arguments"
-        if not all(name for _, _, name in expected) or len(set(expected)) < len(expected):
+        if "audio" in message and not (message["audio"].keys() == {"id"} and isinstance(message["audio"]["id"], str)):
+            yield f"{at}: audio is not just its id"
+        if not all(isinstance(name, str) and name for _, _, name in expected) or len(set(expected)) < len(expected):
             yield f"{at}: a call without an id, or two with the same"
         following = messages[at + 1 : at + 1 + len(expected)]
         answered = [(m["role"], key, m.get(key)) for m, (_, key, _) in zip(following, expected, strict=False)]
@@ -408,7 +459,7 @@ def objections(messages: Dicts) -> Iterator[str]:
         ([says(None, call("c1")), result("c1", "a"), result("c1", "b")], "answers no call"),
         ([says(None, call("c1"), call("c2")), result("c2", "2"), result("c1", "1")], "not each call is answered"),
         ([says(None, call("c"), call("c")), result("c", "2"), result("c", "1")], "two with the same"),
-        ([says(None, call("c", "")), result("c", "1")], "a call without a name"),
+        ([says(None, call("c", "")), result("c", "1")], "without a name"),
         ([says("")], "an empty assistant message"),
         ([says(None, function_call={"name": "f", "arguments": ""})], "not each call is answered"),
     ],
@@ -430,36 +481,37 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
     """Messages in any order; each text and each call's arguments are there once: ``text 1;``, ``text 2;``, …"""
     numbers = itertools.count()
     text = st.builds(lambda: f"text {next(numbers)};")
+    odd: st.SearchStrategy[Any] = st.sampled_from([None, 0, [], {"a": [1]}, ""])
     part = st.builds(lambda text: {"type": "text", "text": text}, text)
-    parts = st.lists(part | st.just({"type": "text", "text": ""}), max_size=2)
+    odd_part = st.fixed_dictionaries(
+        {}, optional={"type": st.sampled_from(["text", "refusal", None, 5]), "text": text | odd, "refusal": odd}
+    )
+    parts = st.lists(part | part | st.just({"type": "text", "text": ""}) | odd_part, max_size=2)
     content = st.none() | st.just("") | text | parts
     name = st.sampled_from("fg")
     some_id = st.sampled_from(["a", "b", "a_2", "call", ""])
-    odd: st.SearchStrategy[Any] = st.sampled_from([None, 7, [], {}])
-    argument = text | text | st.none() | st.builds(lambda t: {"city": t}, text)
-    function = st.fixed_dictionaries({}, optional={"name": name, "arguments": argument})
+    text_or_odd = text | st.builds(lambda text: {"a": text}, text) | odd
+    function = st.fixed_dictionaries({}, optional={"name": name, "arguments": text_or_odd})
+    custom = st.fixed_dictionaries({"name": st.just("c")}, optional={"input": text_or_odd})
+    some_type = st.sampled_from(["function", "custom", None, 5])
+    nameless = odd | st.just({"name": 5, "arguments": None, "input": 1})
     some_call = st.fixed_dictionaries(
-        {},
-        optional={
-            "id": some_id | odd,
-            "type": st.sampled_from(["function", "custom", None]),
-            "function": function | odd,
-            "custom": odd,
-        },
+        {}, optional={"id": some_id | odd, "type": some_type, "function": function, "custom": nameless}
     )
-    custom = st.builds(
-        lambda i, t, more: {"id": i, "custom": {"name": "c", "input": t}} | more,
-        some_id,
-        argument,
-        st.fixed_dictionaries({}, optional={"type": st.just("custom") | st.none(), "function": odd}),
+    custom_call = st.fixed_dictionaries(
+        {"id": some_id, "custom": custom}, optional={"type": some_type, "function": nameless}
     )
     clear_call = st.builds(
         lambda i, f: {"id": i, "type": "function", "function": {"name": "f"} | f}, st.sampled_from("abcd"), function
     )
-    calls = st.none() | st.lists(clear_call | clear_call | some_call | custom, max_size=3)
-    extra = {"metadata": st.just({"a": [1]}), "reasoning_content": st.just("hm"), "name": name}
+    calls = st.none() | st.lists(clear_call | clear_call | some_call | custom_call, max_size=3)
+    extra = {"metadata": st.just({"a": [1]}), "reasoning_content": st.just("hm"), "name": name | st.just("a b")}
     plain = {"role": st.just("assistant"), "content": content, "tool_calls": calls}
-    rich = {"refusal": text, "audio": st.just({"id": "x"}), "function_call": function} | extra
+    rich = {
+        "refusal": text,
+        "audio": st.just({"id": "x"}) | odd,
+        "function_call": function | st.just({"name": 5}),
+    } | extra
     said = st.fixed_dictionaries(plain) | st.fixed_dictionaries(plain, optional=rich)
     others = st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "user", "system", "developer"]), "content": content}, optional=extra
@@ -467,7 +519,7 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
     results = st.fixed_dictionaries(
         {"role": st.just("tool"), "content": content, "tool_call_id": some_id | st.sampled_from("abcd") | st.none()}
     )
-    of_functions = st.fixed_dictionaries({"role": st.just("function"), "content": st.none() | text}, optional=extra)
+    of_functions = st.fixed_dictionaries({"role": st.just("function"), "content": content}, optional=extra)
     message = said | results | results | others | of_functions
     return [ChatMessage.model_validate(body) for body in draw(st.lists(message, max_size=14))]
 
