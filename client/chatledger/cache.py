@@ -84,9 +84,13 @@ class CachedSession:
 class SessionCache:
     """The copies in one Redis. Redis' troubles never raise: a read finds nothing, a write does nothing.
 
-    After a failure no call goes to Redis for a second, then one tries; while that fails, the pause doubles up to 30
-    seconds. Belongs to one event loop. A cancelled or timed-out call takes its connection with it, so no later call can
-    get its answer.
+    When Redis does not answer, no call goes to it for a second. The first one after that has a task look in the
+    background whether Redis is back, and goes on without it, as all do until it is; while it is not, the pause doubles
+    up to 30 seconds. So only calls that were on their way to Redis when it stopped wait for it. What Redis refuses, a
+    call tries again itself after such a pause, since a refusal comes at once.
+
+    Belongs to one event loop. A cancelled or timed-out call takes its connection with it, so no later call can get its
+    answer.
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``.
@@ -126,6 +130,7 @@ class SessionCache:
         # Not kept by the pool: what is in this list was left with no answer unread.
         self._idle: list[AbstractConnection] = []
         self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._looking: asyncio.Task[Any] | None = None
         self._closed = False
         options = self._pool.connection_kwargs
         place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
@@ -182,6 +187,9 @@ class SessionCache:
     async def close(self) -> None:
         """Close the connections. Calls do nothing from now on."""
         self._closed = True
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
         # Ends at once, except perhaps with TLS.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(self._timeout):
@@ -225,16 +233,25 @@ class SessionCache:
             attempt = None if self._closed else self._calls.enter()
             if attempt is None:
                 return None
-            try:
-                answer = await self._exchange(commands)
-            except Exception as error:
-                # Of any kind: what answers may be no Redis at all.
-                self._calls.failed(attempt, error)
-                await self._disconnect_idle()
+            if attempt > 0:  # the pause is over
+                if self._looking is None or self._looking.done():
+                    self._looking = asyncio.create_task(self._try(attempt, ((b"PING",),)))
                 return None
-            self._calls.succeeded(attempt)
+            answer = await self._try(attempt, commands)
         if isinstance(answer, ResponseError):
             raise answer
+        return answer
+
+    async def _try(self, attempt: float, commands: tuple[tuple[Any, ...], ...]) -> Any:
+        """Return the answer to the last command, be it an error; None on trouble."""
+        try:
+            answer = await self._exchange(commands)
+        except Exception as error:
+            # Of any kind: what answers may be no Redis at all.
+            self._calls.failed(attempt, error)
+            await self._disconnect_idle()
+            return None
+        self._calls.succeeded(attempt)
         return answer
 
     def _new_connection(self) -> AbstractConnection:

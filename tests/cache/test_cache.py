@@ -316,6 +316,13 @@ async def every_call(cache: SessionCache) -> None:
     await cache.drop("s")
 
 
+async def look(cache: SessionCache) -> None:
+    """Make the first call after a pause, and wait until it is known whether Redis is back."""
+    assert await cache.get("s") is None
+    assert cache._looking is not None
+    await cache._looking
+
+
 async def test_no_server(
     socket_folder: Path, open_cache: OpenCache, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -337,6 +344,7 @@ async def test_no_server(
         assert attempts == tried
         clock.now += 0.02
         await every_call(cache)
+        await look(cache)
         assert attempts == tried + 1
     assert said(caplog) == ["WARNING"]
     server.close()
@@ -367,7 +375,7 @@ async def test_something_else_answers(
 async def test_stopped_server(
     own_server: Server, open_cache: OpenCache, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Costs one call, also when many are made at once, and then the cache comes back."""
+    """Costs one call, also when many are made at once; no later one waits, and then the cache comes back."""
     cache = open_cache(own_server.url, timeout=0.02)
     patient = open_cache(own_server.url)
     session = await put(patient)
@@ -379,17 +387,22 @@ async def test_stopped_server(
     for _ in range(20):
         await asyncio.gather(*(every_call(cache) for _ in range(20)))
     clock.now += 1.5
-    await asyncio.gather(*(every_call(cache) for _ in range(20)))
-    own_server.resume()
-    assert said(caplog) == ["WARNING"]
-    assert own_server.info("stats")["total_connections_received"] == connections + 2
-    assert own_server.calls() <= commands + 2 * 4  # the handshake, PING and HGETALL
-    assert await cache.get("s") is None
-
+    await look(cache)
     clock.now += 2.5
     cache._timeout = 10
+    await asyncio.gather(*(every_call(cache) for _ in range(20)))
+    clock.now += 100
+    await every_call(cache)  # one look at a time
+    assert cache._looking is not None
+    assert not cache._looking.done()  # so no call has waited for the answer
+    assert said(caplog) == ["WARNING"]
+    own_server.resume()
+    await cache._looking
     assert await cache.get("s") == session
     assert said(caplog) == ["WARNING", "INFO"]
+    assert own_server.info("stats")["total_connections_received"] == connections + 3
+    assert own_server.calls() <= commands + 3 * 4  # the handshake, PING and HGETALL
+
     clock.now += 100
     own_server.pause()
     cache._timeout = 0.02
@@ -407,6 +420,7 @@ async def test_many_calls_at_once_share_the_wait(own_server: Server, open_cache:
     assert own_server.info("stats")["total_connections_received"] - connections <= 16
     clock.now += 1.01  # the pause after one failure, not after sixteen
     cache._timeout = 10
+    await look(cache)
     session = await put(cache)
     assert await cache.get("s") == session
 
@@ -502,6 +516,7 @@ async def test_the_next_try_is_with_a_new_connection(
     clock.now += 1.5
     cache._timeout = 10
     try:
+        await look(cache)
         assert await cache.get("s") == CachedSession(header(1, blocks_of(1, range(3))), blocks_of(1, range(3)))
     finally:
         server.resume()
@@ -526,6 +541,7 @@ async def test_killed_and_restarted_server(
     await every_call(cache)
     assert own_server.info("stats")["total_connections_received"] == connections
     clock.now += 1.5
+    await look(cache)
     session = await put(cache)
     assert await cache.get("s") == session
     assert said(caplog) == ["WARNING", "INFO"]
@@ -700,26 +716,24 @@ async def test_cancelled_while_the_server_is_slow(own_server: Server, open_cache
     assert await cache.get("s") == sessions["s"]
 
 
-async def test_a_cancelled_try_leaves_the_next_one_to_the_next_pause(
-    own_server: Server, open_cache: OpenCache, clock: Clock
+async def test_closing_ends_the_look_at_a_stopped_server(
+    own_server: Server, open_cache: OpenCache, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = open_cache(own_server.url, timeout=0.02)
-    connections = own_server.info("stats")["total_connections_received"]
     own_server.pause()
     assert await cache.get("s") is None
     clock.now += 1.5
     cache._timeout = 10
-    for _ in range(3):
-        call = asyncio.create_task(cache.get("s"))
-        for _ in range(20):
-            await asyncio.sleep(0)
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
+    assert await cache.get("s") is None
+    assert cache._looking is not None
+    for _ in range(20):  # it waits for an answer now
+        await asyncio.sleep(0)
+    await cache.close()
+    assert cache._looking.cancelled()
     own_server.resume()
-    assert own_server.info("stats")["total_connections_received"] - connections == 2
-    clock.now += 1.5
-    session = await put(cache)
-    assert await cache.get("s") == session
+    while own_server.info("clients")["connected_clients"] > 1:  # who asks
+        await asyncio.sleep(0.001)
+    assert said(caplog) == ["WARNING"]
 
 
 # The rest
