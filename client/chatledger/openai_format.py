@@ -44,9 +44,6 @@ _KEYS = {
     "tool": ("name", "tool_call_id"),
 }
 _NAME = ("name",)
-# Of the two kinds of calls: the other one; what goes into it, and what stands for nothing there.
-_OTHER = {"function": "custom", "custom": "function"}
-_INPUT = {"function": ("arguments", "{}"), "custom": ("input", "")}
 # What stands for no value; 0 and False are values.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 # The text that each kind of call carries, and what stands for a missing one.
