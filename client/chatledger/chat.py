@@ -48,20 +48,43 @@ async def create_chat_session(
 ) -> ChatSession:
     """Create and store a session without messages; return it.
 
+    Args:
+        user_id: Who owns it; None: nobody.
+        session_id: The caller's id for it; generated when None.
+        title: What to call it.
+        metadata: Anything of the caller's that JSON can express.
+
     Raises:
         SessionNotFound: The id belongs to another user, or to a session that was deleted.
+        InvalidArgument: An id or the metadata cannot be stored.
     """
     session = ChatSession.new(user_id=user_id, session_id=session_id, title=title, metadata=metadata)
     return await default_ledger().save_session(session)
 
 
 async def get_chat_session(session_id: str, user_id: str | None = None) -> ChatSession | None:
-    """Return a session with its messages; None when it is missing or not this user's."""
+    """Return a session with its messages; None when it is missing or not this user's.
+
+    Args:
+        session_id: Which one.
+        user_id: Who asks.
+
+    Raises:
+        InvalidArgument: An id is no string.
+    """
     return await default_ledger().get_session(session_id, user_id=user_id)
 
 
 async def upsert_chat_session(session: ChatSession) -> ChatSession:
-    """Save what was changed in this copy of a session: see :meth:`ChatLedger.save_session`."""
+    """Save what was changed in this copy of a session; return it, with every message's place.
+
+    Args:
+        session: The copy. A new one is created.
+
+    Raises:
+        SessionNotFound, AmendConflict, MessageNotFound, InvalidMessage, MessageIdConflict, UsageConflict,
+            InvalidArgument: As :meth:`ChatLedger.save_session`.
+    """
     return await default_ledger().save_session(session)
 
 
@@ -69,6 +92,11 @@ async def append_and_save_message(
     session_id: str, message: ChatMessage, user_id: str | None = None
 ) -> ChatSession | None:
     """Append one message; return the session with it, or None when that message is stored already.
+
+    Args:
+        session_id: The session; it must exist.
+        message: The message; its id makes storing it exactly once.
+        user_id: Who asks.
 
     Raises:
         SessionNotFound: No such session. It is a ``ValueError`` too.
@@ -94,6 +122,9 @@ async def update_session_title(
         title: The new title; an empty one takes it away.
         user_id: Who asks.
         only_if_empty: Set it only while the session has none.
+
+    Raises:
+        InvalidArgument: The title or an id is no string.
     """
     try:
         await default_ledger().update_session(session_id, user_id=user_id, title=title, only_if_empty=only_if_empty)
@@ -103,12 +134,30 @@ async def update_session_title(
 
 
 async def delete_chat_session(session_id: str, user_id: str | None = None) -> bool:
-    """Delete a session for good; return whether there was one to delete."""
+    """Delete a session for good; return whether there was one to delete.
+
+    Args:
+        session_id: Which one.
+        user_id: Who asks.
+
+    Raises:
+        InvalidArgument: An id is no string.
+    """
     return await default_ledger().delete_session(session_id, user_id=user_id)
 
 
 async def get_user_sessions(
     user_id: str, *, limit: int = 50, cursor: str | None = None, title: str | None = None
 ) -> SessionPage:
-    """Return a page of a user's sessions, without messages: pinned first, then the last changed first."""
+    """Return a page of a user's sessions, without messages: pinned first, then the last changed first.
+
+    Args:
+        user_id: Whose.
+        limit: How many, up to 1,000.
+        cursor: The ``cursor`` of the page before.
+        title: Only titles that contain this, in upper or lower case.
+
+    Raises:
+        InvalidArgument: The limit or the cursor is none.
+    """
     return await default_ledger().list_sessions(user_id, limit=limit, cursor=cursor, title=title)

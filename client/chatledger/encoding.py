@@ -132,7 +132,7 @@ def invalid_message(index: int, field: str, problem: str) -> InvalidMessage:
     return InvalidMessage(
         f"message {index}: {field} {problem}".replace(":  ", ": "),
         detail={"index": index, "field": field, "problem": problem},
-        hint="Nothing of this batch was stored",
+        hint="Nothing of this batch was stored. Correct the message and send the batch again.",
     )
 
 

@@ -89,7 +89,10 @@ class ChatLedger:
         self._opening = asyncio.Lock()
 
     async def open(self) -> Self:
-        """Connect; the first call does it too. An embedded database is started, and migrated."""
+        """Get ready for calls; the first call does it too. An embedded database is started, and migrated.
+
+        It is calls that connect: whether the database can be reached shows there.
+        """
         await self._open_database()
         return self
 
@@ -208,6 +211,9 @@ class ChatLedger:
             session_id: Which one.
             user_id: Who asks.
             last: Only the last so many messages; some more where the first would be a tool result without its call.
+
+        Raises:
+            InvalidArgument: ``last`` is below 1.
         """
         wanted, asking = clean_text(session_id), _clean(user_id)
         await self._open_database()
@@ -238,6 +244,7 @@ class ChatLedger:
             InvalidMessage: A message cannot be stored, or the role of a stored one was changed; ``index`` is the
                 message's place in ``session.messages``.
             MessageIdConflict: A new message's id is stored with another body; ``detail["index"]`` as ``index`` above.
+            InvalidArgument: The header or the usage cannot be stored: a number is negative, say.
             UsageConflict, StaleFence: As for the single calls.
         """
         await self._open_database()
@@ -326,6 +333,7 @@ class ChatLedger:
 
         Raises:
             SessionNotFound: No such session.
+            InvalidArgument: The title, the metadata or the status cannot be stored.
         """
         arguments = (
             clean_text(session_id),
@@ -336,13 +344,19 @@ class ChatLedger:
             pinned,
             _clean(status),
         )
-        # Not repeated when the answer got lost: it could undo what somebody changed in between.
         return await self._run(lambda c: functions.update_session(c, *arguments), repeatable=False)
 
     async def delete_session(self, session_id: str, *, user_id: str | None = None) -> bool:
         """Delete a session for good; return whether there was one to delete.
 
         False also when a first try, whose answer got lost, had deleted it.
+
+        Args:
+            session_id: Which one.
+            user_id: Who asks.
+
+        Raises:
+            InvalidArgument: An id is no string.
         """
         arguments = (clean_text(session_id), _clean(user_id))
         deleted = await self._run(lambda c: functions.delete_session(c, *arguments))
@@ -371,6 +385,7 @@ class ChatLedger:
         Raises:
             SessionNotFound: No such session.
             SessionIdConflict: The new id is already used, and not by this very fork.
+            InvalidArgument: The new id or the title cannot be stored, or the sequence is negative.
         """
         fork_id = clean_text(new_session_id) if new_session_id is not None else new_id()
         arguments = (clean_text(session_id), fork_id, at_sequence, _clean(user_id), _clean(title))
@@ -426,6 +441,7 @@ class ChatLedger:
             MessageIdConflict: An id is stored with another body.
             SequenceConflict: The session's next sequence is not the expected one.
             StaleFence: The stream's lease ran out.
+            InvalidArgument: An id is no string, or a number none that Postgres takes.
 
         NUL characters and lone surrogates, which Postgres cannot store, are stored as U+FFFD.
 
@@ -535,6 +551,8 @@ class ChatLedger:
         Raises:
             SessionNotFound: No such session.
             InvalidMessage: The tool call has no id or no function name.
+            MessageIdConflict: ``message_id`` is needed, and used already by another message.
+            InvalidArgument: The tool call is not JSON.
             StaleFence: The stream's lease ran out.
         """
         arguments = (
@@ -608,7 +626,7 @@ class ChatLedger:
         When the lease is lost, the task that entered is cancelled, and leaving raises :class:`StaleFence` in place of
         that cancellation, as :func:`asyncio.timeout` does it; ``stream.lost`` is then true. In the same way leaving
         raises what else the ledger refuses of the growing message: :class:`AmendConflict`, when somebody else changed
-        its text meanwhile, which stays as they left it.
+        its text meanwhile, which stays as they left it; :class:`MessageNotFound`, when they truncated it away.
 
         The growing message is one row, appended with the first text and amended at most every ``flush_interval``. It
         has ``{"interrupted": true}`` in its metadata until the completion is complete, so an answer that was cut off,

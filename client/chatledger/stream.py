@@ -84,7 +84,7 @@ class Stream:
 
         Raises:
             StaleFence, SessionNotFound: The lease is lost.
-            ChatLedgerError: The ledger refused what was fed before; or the stream was left already.
+            ChatLedgerError: The ledger refused what was fed before; or the stream was left already, or not entered yet.
         """
         self._check_open()
         if is_empty(chunk):
@@ -101,7 +101,19 @@ class Stream:
     async def append(
         self, messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]]
     ) -> list[AppendReceipt]:
-        """Append a message or a batch, behind what was fed before; as :meth:`ChatLedger.append_messages`."""
+        """Append a message or a batch, behind what was fed before.
+
+        Args:
+            messages: One or several, as :meth:`ChatLedger.append_messages` takes them.
+
+        Returns:
+            Where each message is, in the order they were given.
+
+        Raises:
+            StaleFence, SessionNotFound: The lease is lost.
+            InvalidMessage, MessageIdConflict: As :meth:`ChatLedger.append_messages`. The stream goes on.
+            ChatLedgerError: As :meth:`feed`.
+        """
         self._check_open()
         given = [messages] if isinstance(messages, ChatMessage | Mapping) else messages
         encoded = [encode_message(message, index) for index, message in enumerate(given)]
@@ -114,7 +126,20 @@ class Stream:
         return receipts
 
     async def add_tool_call(self, tool_call: Mapping[str, Any], *, message_id: str | None = None) -> ToolCallReceipt:
-        """Attach a tool call to what was fed before; as :meth:`ChatLedger.add_tool_call`."""
+        """Attach a tool call to what was fed before.
+
+        Args:
+            tool_call: In OpenAI's format.
+            message_id: Id for the message, if one has to be made; generated when None.
+
+        Returns:
+            Where the call is.
+
+        Raises:
+            StaleFence, SessionNotFound: The lease is lost.
+            InvalidMessage, MessageIdConflict, InvalidArgument: As :meth:`ChatLedger.add_tool_call`. The stream goes on.
+            ChatLedgerError: As :meth:`feed`.
+        """
         self._check_open()
         encoded = encode_object(tool_call, "tool_call")
         call_message_id = clean_text(message_id) if message_id is not None else new_id()
@@ -127,7 +152,14 @@ class Stream:
         return receipt
 
     async def flush(self) -> None:
-        """Save now what was fed."""
+        """Save now what was fed.
+
+        Raises:
+            StaleFence, SessionNotFound: The lease is lost.
+            AmendConflict, MessageNotFound: Somebody else changed the growing message's text, or truncated it away.
+            DatabaseUnavailable: It is not saved yet; the stream tries again.
+            ChatLedgerError: As :meth:`feed`.
+        """
         self._check_open()
         async with self._turn:
             await self._flush()

@@ -574,6 +574,11 @@ async def test_bad_arguments_are_refused(ledger: ChatLedger, session_id: str, gi
         await ledger.stream(session_id, **given).__aenter__()
 
 
+def test_settings_give_no_lease_that_the_database_would_refuse() -> None:
+    with pytest.raises(ValueError, match="stream_ttl"):
+        Settings(stream_ttl=86_401)
+
+
 async def test_a_connection_of_the_callers_cannot_have_one(
     connection: asyncpg.Connection[asyncpg.Record],
 ) -> None:
