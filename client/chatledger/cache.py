@@ -27,7 +27,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from chatledger.errors import InvalidArgument
 
-logger = logging.getLogger("chatledger.cache")
+logger = logging.getLogger(__name__)
 
 _FORMAT = b"2"
 _CONNECTIONS = 16

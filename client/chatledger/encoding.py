@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from chatledger import intent
 from chatledger.errors import InvalidArgument, InvalidMessage
-from chatledger.models import PLACE_FIELDS, ChatMessage, new_id
+from chatledger.models import ChatMessage, new_id
 
 REPLACEMENT = "\ufffd"
 
@@ -30,6 +30,15 @@ def clean_text(text: str) -> str:
     if not _is_unicode(text):  # two halves side by side, from two chunks of a stream, are one character
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return "".join(REPLACEMENT if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def clean_or_new_id(text: str | None) -> str:
+    """Return a caller's id as :func:`clean_text` does, or a new one where there is none.
+
+    Raises:
+        InvalidArgument: It is no string.
+    """
+    return new_id() if text is None else clean_text(text)
 
 
 def encode_json(value: Any) -> str:
@@ -64,7 +73,7 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
         InvalidMessage: it is neither a message nor a mapping, or JSON cannot express one of its fields.
     """
     if isinstance(message, ChatMessage):
-        fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in PLACE_FIELDS}
+        fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in intent.PLACE_FIELDS}
         body = fields | (message.__pydantic_extra__ or {})
     elif isinstance(message, Mapping):
         body = dict(message)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from chatledger.functions import Connection
     from chatledger.rows import Changes
 
-logger = logging.getLogger("chatledger.follow")
+logger = logging.getLogger(__name__)
 
 _PAGE = 100
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0

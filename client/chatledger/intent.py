@@ -22,13 +22,15 @@ Frozen = tuple[Any, ...]
 """A message's body as no change in place can reach it, in the order of ``FROZEN_FIELDS``; what JSON calls a list or an
 object, as its text. A row of the database is like that."""
 
+PLACE_FIELDS = ("sequence", "created_at", "amended_version")
+"""Fields of a message that the database sets."""
 _FLAT_FIELDS = ("role", "name", "tool_call_id", "refusal", "duration_ms", "content")
 _JSON_FIELDS = ("content_parts", "tool_calls", "function_call", "metadata", "extra")
 FROZEN_FIELDS = _FLAT_FIELDS + _JSON_FIELDS
 _FLAT = len(_FLAT_FIELDS)
 _NO_JSON = (None,) * len(_JSON_FIELDS)
 _BODY_FIELDS = (*_FLAT_FIELDS, *_JSON_FIELDS[1:-1])
-_NOT_EXTRA = frozenset({*_BODY_FIELDS, "message_id", "sequence", "created_at", "amended_version"})
+_NOT_EXTRA = frozenset({*_BODY_FIELDS, "message_id", *PLACE_FIELDS})
 _body_values = itemgetter(*_BODY_FIELDS)
 HEADER_FIELDS = ("title", "pinned", "status")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -70,12 +72,12 @@ class Saved:
         return replace(
             self,
             header=dict(self.header),
-            metadata=_copy(self.metadata),
+            metadata=copy_json(self.metadata),
             usage=dict(self.usage),
             messages=dict(self.messages),
             _turn=None,
             messages_sent=dict(self.messages_sent),
-            usage_sent=_copy(self.usage_sent),
+            usage_sent=copy_json(self.usage_sent),
         )
 
 
@@ -119,8 +121,8 @@ class Outcome:
 def body_of(message: ChatMessage) -> dict[str, Any]:
     """Return a copy of what can change in a message; of its fields, those that are not None."""
     values = zip(_BODY_FIELDS, _body_values(message.__dict__), strict=True)
-    fields = {name: _copy(value) for name, value in values if value is not None}
-    return fields | {name: _copy(value) for name, value in (message.model_extra or {}).items()}
+    fields = {name: copy_json(value) for name, value in values if value is not None}
+    return fields | {name: copy_json(value) for name, value in (message.model_extra or {}).items()}
 
 
 def frozen(message: ChatMessage) -> Frozen | None:
@@ -188,7 +190,7 @@ def saved_as_read(session: ChatSession, bodies: Bodies) -> Saved:
 def _header_of(session: SessionHeader) -> Saved:
     return Saved(
         {name: getattr(session, name) for name in HEADER_FIELDS},
-        _copy(session.metadata),
+        copy_json(session.metadata),
         {name: getattr(session.usage, name) for name in USAGE_FIELDS},
         session.version,
     )
@@ -333,15 +335,15 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
 def _put(message: ChatMessage, body: Mapping[str, Any]) -> None:
     for name in _BODY_FIELDS:
         if not _same(getattr(message, name), body.get(name)):
-            setattr(message, name, _copy(body.get(name)))
+            setattr(message, name, copy_json(body.get(name)))
     if extra := message.model_extra:
         extra.clear()
-        extra.update({name: _copy(value) for name, value in body.items() if name not in _BODY_FIELDS})
+        extra.update({name: copy_json(value) for name, value in body.items() if name not in _BODY_FIELDS})
 
 
 def _merged(stored: Mapping[str, Any], sent: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stored metadata with what the caller changed while it was being saved."""
-    merged = _copy(stored)
+    merged = copy_json(stored)
     for key, change in _changed_keys(sent, current).items():
         if "to" in change:
             merged[key] = change["to"]
@@ -359,7 +361,7 @@ def unsaved(session: ChatSession, saved: Saved, new_id: str) -> dict[str, Any] |
         # Never saved: all of it is new, but its usage must be counted once, whoever saves it first.
         before |= {"usage_sent": intent.usage} if intent.usage else {}
         before |= {"messages_sent": saved.messages_sent} if saved.messages_sent else {}
-        return dict(_copy(before)) or None
+        return dict(copy_json(before)) or None
     if names := [name for name in intent.header if name != "metadata"]:
         before["header"] = {name: saved.header[name] for name in names}
     if "metadata" in intent.header:
@@ -372,7 +374,7 @@ def unsaved(session: ChatSession, saved: Saved, new_id: str) -> dict[str, Any] |
         before["messages_sent"] = saved.messages_sent
     if new := [c.message_id for c in intent.messages if c.before is None and c.message.sequence is not None]:
         before["new"] = new
-    return dict(_copy(before)) or None
+    return dict(copy_json(before)) or None
 
 
 def saved_but(session: ChatSession, before: Mapping[str, Any]) -> Saved:
@@ -392,10 +394,8 @@ def restore_sent(saved: Saved, before: Mapping[str, Any]) -> None:
     saved.messages_sent = before.get("messages_sent", {})
 
 
-def _copy(value: Any) -> Any:
+def copy_json(value: Any) -> Any:
     """Copy JSON values; several times faster than copy.deepcopy."""
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    return value
+        return {key: copy_json(item) for key, item in value.items()}
+    return [copy_json(item) for item in value] if isinstance(value, list) else value

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chatledger.connections import Run
     from chatledger.functions import Lease
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CLOSING = 5.0
 """Seconds that a stream which was cancelled takes to save the rest, and again to give the lease back."""
@@ -119,7 +119,7 @@ class HeldLease:
             async with asyncio.timeout(min(self._options.ttl / 3, _RENEWAL)):
                 await self._run_apart(lambda c: functions.renew_stream(c, session_id, self._fence, self._ttl))
         except MAY_PASS as error:
-            log.warning("session %s: the stream's lease was not renewed yet: %r", session_id, error)
+            logger.warning("session %s: the stream's lease was not renewed yet: %r", session_id, error)
             return False
         self._runs_out_at = runs_out_at
         return True
@@ -132,7 +132,7 @@ class HeldLease:
                 fence = self._fence if begin is None else (await begin).fence
                 await self._run(lambda c: functions.end_stream(c, session_id, fence))
         except MAY_PASS as error:
-            log.warning("session %s: the stream's lease was not given back: %r", session_id, error)
+            logger.warning("session %s: the stream's lease was not given back: %r", session_id, error)
         except ChatLedgerError:
             pass  # refused: there is no lease
 

@@ -18,7 +18,14 @@ from chatledger.cached_read import read_through
 from chatledger.combining import Combiner
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, open_pool
-from chatledger.encoding import clean_text, encode_changes, encode_message, encode_object, invalid_message
+from chatledger.encoding import (
+    clean_or_new_id,
+    clean_text,
+    encode_changes,
+    encode_message,
+    encode_object,
+    invalid_message,
+)
 from chatledger.errors import ChatLedgerError, InvalidMessage, MessageIdConflict
 from chatledger.follow import Listener, SessionEvent, follow, listening_connection
 from chatledger.lease import LeaseOptions
@@ -124,10 +131,10 @@ class ChatLedger:
         if self.database_url is not None:
             self._heartbeat_pool = await open_pool(self.database_url, self._settings, size=1)
             self._heartbeats = Database(self._heartbeat_pool, self._settings)
-        if self._redis_url is not None and isinstance(source, asyncpg.Pool):
-            self._cache = SessionCache(self._redis_url, session_ttl=self._settings.session_ttl)
-        if isinstance(source, asyncpg.Pool):  # on a connection of the caller's, each call belongs to its transaction
+        if not self._on_callers_connection:  # whose transaction each call belongs to, and nobody else sees
             self._combiner = Combiner(self._append)
+            if self._redis_url is not None:
+                self._cache = SessionCache(self._redis_url, session_ttl=self._settings.session_ttl)
         return Database(source, self._settings)
 
     async def close(self) -> None:
@@ -160,6 +167,10 @@ class ChatLedger:
         if self._servers is not None:
             return self._servers.database_url
         return self._given if isinstance(self._given, str) else None
+
+    @property
+    def _on_callers_connection(self) -> bool:
+        return not isinstance(self._given, str | asyncpg.Pool | None)
 
     async def _run(self, call: Callable[[Connection], Awaitable[Result]], *, repeatable: bool = True) -> Result:
         database = self._database or await self._open_database()
@@ -194,7 +205,7 @@ class ChatLedger:
             InvalidArgument: An id or the metadata cannot be stored.
         """
         arguments = (
-            clean_text(session_id) if session_id is not None else new_id(),
+            clean_or_new_id(session_id),
             _clean(user_id),
             _clean(title),
             _encoded(metadata, "metadata"),
@@ -249,8 +260,7 @@ class ChatLedger:
         """
         await self._open_database()
         # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
-        on_pool = isinstance(self._given, str | asyncpg.Pool | None)
-        async with session._saved.turn() if on_pool else nullcontext():
+        async with nullcontext() if self._on_callers_connection else session._saved.turn():
             return await self._save(session, fence)
 
     async def _save(self, session: ChatSession, fence: int | None) -> ChatSession:
@@ -387,7 +397,7 @@ class ChatLedger:
             SessionIdConflict: The new id is already used, and not by this very fork.
             InvalidArgument: The new id or the title cannot be stored, or the sequence is negative.
         """
-        fork_id = clean_text(new_session_id) if new_session_id is not None else new_id()
+        fork_id = clean_or_new_id(new_session_id)
         arguments = (clean_text(session_id), fork_id, at_sequence, _clean(user_id), _clean(title))
         return await self._run(lambda c: functions.fork_session(c, *arguments))
 
@@ -407,7 +417,7 @@ class ChatLedger:
             UsageConflict: The id was recorded with other numbers.
             InvalidArgument: A number is negative.
         """
-        record_id = clean_text(usage_id) if usage_id is not None else new_id()
+        record_id = clean_or_new_id(usage_id)
         arguments = (clean_text(session_id), record_id, usage, _clean(user_id))
         return await self._run(lambda c: functions.record_usage(c, *arguments))
 
@@ -559,7 +569,7 @@ class ChatLedger:
             clean_text(session_id),
             encode_object(tool_call, "tool_call"),
             _clean(user_id),
-            clean_text(message_id) if message_id is not None else new_id(),
+            clean_or_new_id(message_id),
             fence,
         )
         return await self._run(lambda c: functions.add_tool_call(c, *arguments))
@@ -653,7 +663,7 @@ class ChatLedger:
             SessionNotFound: No such session.
             InvalidArgument: A time or the owner is none.
         """
-        if not isinstance(self._given, str | asyncpg.Pool | None):
+        if self._on_callers_connection:
             raise ChatLedgerError(
                 "a stream needs a pool: its heartbeats cannot be part of the transaction on a caller's connection",
                 hint="Use a ChatLedger on a URL or a pool for streams",
@@ -706,10 +716,10 @@ class ChatLedger:
     async def _open_listener(self) -> Listener:
         database = await self._open_database()
         if self._listener is None:
-            source = self.database_url or self._given
-            if not isinstance(source, str | asyncpg.Pool):
+            if self._on_callers_connection:
                 raise ChatLedgerError("following needs a ledger on a URL or a pool, not on a connection")
-            source = self._settings.listen_url or source
+            source = self._settings.listen_url or self.database_url or self._given
+            assert isinstance(source, str | asyncpg.Pool)
             self._listener = Listener(lambda: listening_connection(source), database, self._settings.follow_ttl)
         return self._listener
 

@@ -78,9 +78,6 @@ class ChatMessage(BaseModel):
     """Version of the session at which it was last amended; None: never."""
 
 
-PLACE_FIELDS = frozenset({"sequence", "created_at", "amended_version"})
-"""Fields of a message that the database sets."""
-
 _FIELDS = set(ChatMessage.model_fields)
 _put = object.__setattr__
 

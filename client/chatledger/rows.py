@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Header = TypeVar("Header", bound=SessionHeader)
 
-_PLACE = ("message_id", "sequence", "created_at", "amended_version")
+_PLACE = ("message_id", *intent.PLACE_FIELDS)
 COLUMNS = (*_PLACE, *intent.FROZEN_FIELDS)
 """What is read of a message, in this order."""
 _Text = str | None

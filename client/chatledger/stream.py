@@ -6,25 +6,23 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from chatledger import functions, intent
-from chatledger.encoding import clean_text, encode_message, encode_object
+from chatledger.encoding import clean_or_new_id, encode_message, encode_object
 from chatledger.errors import ChatLedgerError, SessionNotFound, StaleFence
 from chatledger.growing import GrowingMessage, is_empty
 from chatledger.lease import CLOSING, MAY_PASS, HeldLease, LeaseOptions, outlast
-from chatledger.models import AppendReceipt, ChatMessage, ToolCallReceipt, new_id
+from chatledger.models import AppendReceipt, ChatMessage, ToolCallReceipt
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from openai.types.chat import ChatCompletionChunk
 
-    from chatledger.connections import Run
+    from chatledger.connections import Result, Run
 
-log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,7 @@ class Stream:
         """
         self._check_open()
         encoded = encode_object(tool_call, "tool_call")
-        call_message_id = clean_text(message_id) if message_id is not None else new_id()
+        call_message_id = clean_or_new_id(message_id)
         async with self._turn:
             await self._flush()
             receipt = await self._write(
@@ -221,7 +219,7 @@ class Stream:
         except Exception as unsaved:
             if kind is None and self._failure is None:
                 raise
-            log.warning("session %s: the end of the stream was not saved: %r", self.session_id, unsaved)
+            logger.warning("session %s: the end of the stream was not saved: %r", self.session_id, unsaved)
         finally:
             heartbeat.cancel()
             await asyncio.wait(self._helpers, timeout=CLOSING)
@@ -249,7 +247,7 @@ class Stream:
                 try:
                     await self.flush()
                 except MAY_PASS as error:
-                    log.warning("session %s: the growing message is not saved yet: %r", self.session_id, error)
+                    logger.warning("session %s: the growing message is not saved yet: %r", self.session_id, error)
                     self._grown.set()
                     await asyncio.sleep(0.1)
                 await asyncio.sleep(self._flush_interval)

@@ -13,7 +13,8 @@ from itertools import groupby, pairwise
 
 from chatledger.demo.batches import Writer
 from chatledger.demo.progress import Place
-from chatledger.models import PLACE_FIELDS, ChatMessage, Problem
+from chatledger.intent import PLACE_FIELDS
+from chatledger.models import ChatMessage, Problem
 
 
 @dataclass(frozen=True, slots=True)
