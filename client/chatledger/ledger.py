@@ -94,16 +94,21 @@ class ChatLedger:
         self._listener: Listener | None = None
         self._combiner: Combiner | None = None
         self._opening = asyncio.Lock()
+        self._closed = False
 
     async def open(self) -> Self:
         """Get ready for calls; the first call does it too. An embedded database is started, and migrated.
 
-        It is calls that connect: whether the database can be reached shows there.
+        It is calls that connect: whether the database can be reached shows there. A ledger that was closed is opened
+        anew only by this.
         """
+        self._closed = False
         await self._open_database()
         return self
 
     async def _open_database(self) -> Database:
+        if self._closed:
+            raise ChatLedgerError("the ledger was closed", hint="Make calls before you close it, or open it again")
         async with self._opening:
             if self._database is None:
                 self._database = await self._connect()
@@ -113,7 +118,7 @@ class ChatLedger:
         try:
             return await self._connected()
         except BaseException:
-            await self.close()
+            await self._release()
             raise
 
     async def _connected(self) -> Database:
@@ -138,7 +143,12 @@ class ChatLedger:
         return Database(source, self._settings)
 
     async def close(self) -> None:
-        """Close what this ledger opened. Harmless when closed already."""
+        """Close what this ledger opened; later calls are refused. Harmless when closed already."""
+        self._closed = True
+        async with self._opening:  # what is being opened is closed as well
+            await self._release()
+
+    async def _release(self) -> None:
         pools, self._pool, self._heartbeat_pool = (self._pool, self._heartbeat_pool), None, None
         servers, self._servers = self._servers, None
         cache, self._cache = self._cache, None

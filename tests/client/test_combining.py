@@ -12,6 +12,7 @@ import pytest
 from chatledger import (
     AppendReceipt,
     ChatLedger,
+    ChatLedgerError,
     ChatMessage,
     DatabaseUnavailable,
     InvalidMessage,
@@ -171,6 +172,23 @@ async def test_what_happens_to_the_call_happens_to_all(
     assert [type(error) for error in await asyncio.gather(*waiting, return_exceptions=True)] == [
         DatabaseUnavailable
     ] * 3
+
+
+async def test_those_who_wait_when_the_ledger_is_closed_are_refused(database_url: str, connection: Connection) -> None:
+    """Closed, it stays closed: it opens no pool for them that nobody would close."""
+    ledger = ChatLedger(database_url)
+    session_id = (await ledger.create_session()).session_id
+    async with one_under_way(ledger, connection, session_id) as first:
+        [waiting] = await started(ledger.append_messages(session_id, [user("waiting")]))
+        [closing] = await started(ledger.close())
+    await closing
+    assert len(await first) == 1
+    for refused in (waiting, ledger.append_messages(session_id, [user("late")]), ledger.get_session(session_id)):
+        with pytest.raises(ChatLedgerError, match="was closed"):
+            await refused
+    assert ledger._pool is None
+    async with ledger:
+        assert await texts(ledger, session_id) == ["first"]
 
 
 async def test_long_queues_go_in_several_calls(ledger: ChatLedger, connection: Connection, calls: list[int]) -> None:

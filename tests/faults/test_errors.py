@@ -154,6 +154,7 @@ async def test_a_call_may_be_cancelled_at_every_await_and_made_again(postgres: P
             session = await ledger.create_session()
             if not connected:
                 await ledger.close()
+                ledger._closed = False  # as if it had never been open
             message = user("once")
             task = asyncio.create_task(_run(number, ledger.append_messages(session.session_id, [message])))
             await asyncio.wait([task])
