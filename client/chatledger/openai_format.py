@@ -191,7 +191,7 @@ def _merged(run: list[AnyMessage]) -> AnyMessage:
     if calls := [call for message in run for call in _get(message, "tool_calls") or ()]:
         fields["tool_calls"] = calls
     first: Any = run[0]
-    return cast(AnyMessage, fields if isinstance(first, dict) else first.modelcopy_json(update=fields))
+    return cast(AnyMessage, fields if isinstance(first, dict) else first.model_copy(update=fields))
 
 
 def _is_empty(content: Any) -> bool:
@@ -348,7 +348,7 @@ def _with_clear_calls(message: ChatMessage, report: Callable[[RepairKind, ChatMe
     if message.function_call and not _text(message.function_call.get("name")):
         report("unclear_call", message, "")
         changed["function_call"] = message.function_call | {"name": NO_NAME}
-    return message.modelcopy_json(update=changed) if changed else message
+    return message.model_copy(update=changed) if changed else message
 
 
 def _result(key: _Key, stored: ChatMessage | None) -> ChatMessage:
@@ -356,7 +356,7 @@ def _result(key: _Key, stored: ChatMessage | None) -> ChatMessage:
     field = "tool_call_id" if role == "tool" else "name"
     if stored is None:
         return ChatMessage.model_validate({"role": role, field: call_id, "content": NO_RESULT})
-    return stored if _get(stored, field) == call_id else stored.modelcopy_json(update={field: call_id})
+    return stored if _get(stored, field) == call_id else stored.model_copy(update={field: call_id})
 
 
 def _as_dict(message: ChatMessage) -> ChatCompletionMessageParam:
