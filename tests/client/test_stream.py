@@ -22,6 +22,7 @@ from chatledger import (
     ChatSession,
     InvalidArgument,
     InvalidMessage,
+    MessageNotFound,
     SessionNotFound,
     Settings,
     StaleFence,
@@ -458,6 +459,23 @@ async def test_g4_a_text_that_others_edit_while_it_grows_stays_as_they_left_it(
     with pytest.raises(AmendConflict):
         await streaming()
     await check_interrupted(ledger, session_id, openai, "redacted")
+
+
+async def test_a_growing_message_that_others_truncate_away_is_not_found(
+    ledger: ChatLedger, session_id: str, openai: AsyncOpenAI, server: OpenAIServer
+) -> None:
+    async def streaming() -> None:
+        async with ledger.stream(session_id, flush_interval=0) as stream:
+            answering = asyncio.create_task(answer(stream, openai, "held text"))
+            await until_saved(ledger, session_id, WHOLE)
+            await ledger.truncate_session(session_id, 1)
+            server.go_on.set()
+            await answering
+            await too_long()
+
+    with pytest.raises(MessageNotFound):
+        await streaming()
+    assert await answers(ledger, session_id) == []
 
 
 async def test_tasks_share_a_stream(ledger: ChatLedger, session_id: str, openai: AsyncOpenAI) -> None:
