@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     """Where Redis or Valkey is, for the session cache. Without it, everything works without a cache."""
     session_ttl: float = Field(default=43_200.0, gt=0)
     """For how many seconds the cache keeps a copy of a session after it was last written."""
-    cache_min_messages: int = Field(default=50, ge=0)
+    cache_min_messages: int = Field(default=200, ge=0)
     """Sessions with fewer messages are not cached: reading them costs Postgres less than keeping a copy."""
     cache_max_staleness: float = Field(default=0.0, ge=0)
     """A copy that was checked against Postgres within so many seconds is returned unchecked. 0: always check."""
