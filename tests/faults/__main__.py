@@ -52,6 +52,10 @@ async def torture(seed: str, numbers: range) -> int:
                     played = await play(servers, name, mixed(servers, name))
                 except asyncio.CancelledError:
                     break  # Ctrl-C: tell how far it came
+                except Exception as error:  # it hung, most likely
+                    console.print(f"[red]round {name}[/red] did not come to its end: {error!r}")
+                    violations += 1
+                    break
                 rounds += 1
                 answers.update(call.outcome for call in played.calls)
                 kinds.update(call.kind for call in played.calls)

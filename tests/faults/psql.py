@@ -45,6 +45,8 @@ class Psql:
                     if line.startswith("answered "):
                         return lines, line.removeprefix("answered ")
                     lines.append(line)
+        except TimeoutError:
+            raise  # it hangs
         except OSError:
             pass
         await self.close()

@@ -23,7 +23,7 @@ import asyncpg
 
 from tests.cache.conftest import Server as Valkey
 
-from . import checker
+from . import checker, writers
 from .faults import DISTURBED
 from .history import BODY, Call, Row, Stored, calls_of
 from .psql import Psql, PsqlReader, PsqlWriter
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .servers import Connection
 
 ROOT = Path(__file__).parents[2]
+# Faults that hit only who takes a certain way to Postgres.
+_HITS = {"client-proxied": "answers_lost", "client-pooled": "pgbouncer_killed"}
 PATIENCE = 120.0
 """Seconds after which a round counts as one that hangs."""
 
@@ -47,6 +49,8 @@ class Child:
         self.begun = asyncio.Event()
         self.pid = 0
         """0: it has not begun, or has ended."""
+        self.ended_well = False
+        """It came to its end, or was killed."""
         self._finished = False
         self._ours, theirs = socket.socketpair()
         with theirs:
@@ -60,6 +64,9 @@ class Child:
             self._writer.write(b"\n")
         with contextlib.suppress(ConnectionResetError):  # killed with our word unread: all that it told was read before
             while (line := await reader.readline()).endswith(b"\n"):
+                if line == writers.DONE:
+                    self.ended_well = True
+                    break
                 self.lines.append(line.decode())
                 self.begun.set()
         self._writer.close()
@@ -73,6 +80,7 @@ class Child:
 
     def kill(self) -> None:
         if self.pid:
+            self.ended_well = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
@@ -170,7 +178,7 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
         for session in sessions:
             await admin.execute("select chatledger.create_session($1)", session.id)
 
-    jobs = _jobs(rig, seed, sessions, choice)
+    jobs = _jobs(rig, seed, sessions, choice, {fault.__name__ for fault in faults})
     lines: list[str] = []
     bin_dir = rig.postgres.bin_dir
     url = rig.postgres.url()
@@ -211,6 +219,8 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
 
     for child in children:
         lines += child.lines
+        if not child.ended_well:
+            result.problems.append(f"{child.job.name} did not get its last appends through")
     result.calls = calls_of(lines)
     async with rig.postgres.admin() as admin:
         for session in sessions:
@@ -229,8 +239,8 @@ async def _strike(fault: Fault, running: Running) -> None:
         await fault(running)
 
 
-def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random) -> list[Job]:
-    """Who writes in a round, and on which way it gets to Postgres."""
+def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random, faults: set[str]) -> list[Job]:
+    """Who writes in a round, and on which way it gets to Postgres: two at random, or those whom a fault is to hit."""
     redis = rig.valkey.url
     ways: list[Job] = [
         Job("client-direct", "client", seed, rig.postgres.url(), redis, sessions, cancels=0.1),
@@ -246,8 +256,10 @@ def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random) -> list[
     ]  # fmt: skip
     if rig.pgbouncer is not None:
         ways.append(Job("client-pooled", "client", seed, rig.pgbouncer.url, redis, sessions, prepared_statements=False))
+    hit = [way for way in ways if _HITS.get(way.name) in faults]
+    others = [way for way in ways if way not in hit]
     direct = Job("direct", "direct", seed, choice.choice((rig.postgres.url(), rig.proxy.url)), None, sessions)
-    return [direct, *choice.sample(ways, 2)]
+    return [direct, *hit, *choice.sample(others, 2 - len(hit))]
 
 
 async def _stored(admin: Connection, session_id: str) -> Stored:

@@ -258,6 +258,10 @@ def _brought_back(h: History) -> None:
     h.stored.deleted = False
 
 
+def _internal_error_in_psql(h: History) -> None:
+    h.calls[1].writer, h.calls[1].error = "psql", "XX000"
+
+
 BROKEN: list[tuple[str, Callable[[History], None]]] = [
     ("acknowledged_is_stored", _drop_row(6)),
     ("acknowledged_is_stored", _swap_rows),
@@ -311,6 +315,7 @@ BROKEN: list[tuple[str, Callable[[History], None]]] = [
     ("stays_deleted", _brought_back),
     ("errors_are_clear", _set("calls[1].error", "InternalClientError")),
     ("errors_are_clear", _set("calls[1].error", "TimeoutError")),
+    ("errors_are_clear", _internal_error_in_psql),
 ]
 
 

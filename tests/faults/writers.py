@@ -25,6 +25,7 @@ from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, Se
 
 from .history import Call, Json, Kind, Outcome, Recorder, fingerprint
 
+DONE = b"done\n"  # the last line of a process that came to its end
 LONGEST_CALL = 30.0
 """Seconds after which a call counts as one that never ends."""
 GONE = "CL001"
@@ -431,6 +432,7 @@ def main() -> None:
             logging.getLogger("chatledger.cache").setLevel(logging.ERROR)
             connection.sendall(f"{os.getpid()}\n".encode())
             asyncio.run(work(Job(sessions=sessions, **told_job), connection))
+            connection.sendall(DONE)
         os._exit(0)
 
 
