@@ -93,20 +93,26 @@ async def append_and_save_message(
 ) -> ChatSession | None:
     """Append one message; return the session with it, or None when that message is stored already.
 
+    None also when a first try, whose answer got lost, had stored it: :func:`get_chat_session` returns it then.
+
     Args:
         session_id: The session; it must exist.
         message: The message; its id makes storing it exactly once.
         user_id: Who asks.
+
+    Returns:
+        The session as it is then, also where ``cache_max_staleness`` allows reading an older one.
 
     Raises:
         SessionNotFound: No such session. It is a ``ValueError`` too.
         MessageIdConflict: The id is stored with another body.
         InvalidMessage: The message cannot be stored.
     """
-    [receipt] = await default_ledger().append_messages(session_id, [message], user_id=user_id)
+    ledger = default_ledger()
+    [receipt] = await ledger.append_messages(session_id, [message], user_id=user_id)
     if not receipt.appended:
         return None
-    session = await get_chat_session(session_id, user_id)
+    session = await ledger.get_session(session_id, user_id=user_id, fresh=True)
     if session is None:  # deleted since
         raise SessionNotFound(f'session "{session_id}" not found', detail={"session_id": session_id})
     return session

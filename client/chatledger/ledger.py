@@ -224,7 +224,7 @@ class ChatLedger:
         return await self._run(lambda c: functions.create_session(c, *arguments))
 
     async def get_session(
-        self, session_id: str, *, user_id: str | None = None, last: int | None = None
+        self, session_id: str, *, user_id: str | None = None, last: int | None = None, fresh: bool = False
     ) -> ChatSession | None:
         """Return a session with its messages, all of one moment; None when it is missing or not this user's.
 
@@ -232,6 +232,7 @@ class ChatLedger:
             session_id: Which one.
             user_id: Who asks.
             last: Only the last so many messages; some more where the first would be a tool result without its call.
+            fresh: With all that is committed, also where ``cache_max_staleness`` allows less.
 
         Raises:
             InvalidArgument: ``last`` is below 1.
@@ -239,7 +240,8 @@ class ChatLedger:
         wanted, asking = clean_text(session_id), _clean(user_id)
         await self._open_database()
         if self._cache is not None and last is None:
-            return await read_through(self._cache, self._run, wanted, asking, self._settings)
+            settings = self._settings.model_copy(update={"cache_max_staleness": 0.0}) if fresh else self._settings
+            return await read_through(self._cache, self._run, wanted, asking, settings)
         return await self._run(lambda c: functions.read_session(c, wanted, asking, last))
 
     async def save_session(self, session: ChatSession, *, fence: int | None = None) -> ChatSession:

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import chatledger
 from chatledger import ChatLedger, ChatMessage, ChatSession, Settings, functions
 from chatledger.cache import SessionCache, _sealed, _unsealed
 from chatledger.encoding import encode_message
@@ -183,6 +184,16 @@ async def test_cache_max_staleness_returns_a_copy_unchecked(
         assert (await load(stale, session)).title is None
         assert (await load(cached, session)).title == "psql"
         assert (await load(stale, session)).title == "psql"
+
+
+async def test_an_appended_message_is_in_the_session_that_comes_back(database_url: str, server: Server) -> None:
+    async with ChatLedger(database_url, server.url, settings=every_session(cache_max_staleness=600)) as stale:
+        chatledger.set_default_ledger(stale)
+        session = await saved(stale, "one")
+        updated = await chatledger.append_and_save_message(session.session_id, user("two"))
+        await chatledger.close_default_ledger()
+    assert updated is not None
+    assert [message.content for message in updated.messages] == ["one", "two"]
 
 
 async def test_nothing_of_an_open_transaction_reaches_the_cache(
