@@ -95,6 +95,12 @@ async def test_a_small_session_is_not_worth_a_copy(database_url: str, server: Se
         assert [await load(ledger, one) for one in (small, large)] == [small, large]
 
 
+async def test_session_ttl_of_the_settings(database_url: str, server: Server) -> None:
+    async with ChatLedger(database_url, server.url, settings=every_session(session_ttl=100)) as ledger:
+        session = await saved(ledger, "one")
+    assert 90_000 < server.redis.pttl(key(session)) <= 100_000
+
+
 async def test_an_unchanged_session_comes_from_the_copy(cached: ChatLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await saved(cached, *"abc")
     read: list[int] = []

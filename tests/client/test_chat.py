@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -124,6 +125,26 @@ def test_a_second_event_loop_has_a_default_ledger_of_its_own() -> None:
         return session.session_id
 
     assert asyncio.run(use()) != asyncio.run(use())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # connections that are left open
+def test_the_default_ledger_works_in_a_second_event_loop_though_the_first_left_it_open() -> None:
+    async def write(session_id: str) -> None:
+        if await get_chat_session(session_id) is None:
+            await create_chat_session("u1", session_id=session_id)
+        updated = await append_and_save_message(session_id, user())
+        assert updated is not None
+        assert await get_chat_session(session_id) == updated
+
+    async def count(session_id: str) -> int:
+        session = await get_chat_session(session_id)
+        await chatledger.close_default_ledger()
+        return session.message_count if session else 0
+
+    for _ in range(2):
+        asyncio.run(write("s"))
+    assert asyncio.run(count("s")) == 2
+    gc.collect()  # so that it warns of them here
 
 
 def test_one_session_object_is_used_in_several_event_loops() -> None:

@@ -141,6 +141,16 @@ async def run_out(connection: asyncpg.Connection[asyncpg.Record], session_id: st
 # Answers of every shape
 
 
+async def test_stream_ttl_and_flush_interval_of_the_settings(
+    database_url: str, connection: asyncpg.Connection[asyncpg.Record], session_id: str
+) -> None:
+    settings = Settings(stream_ttl=7200, flush_interval=7)
+    async with ChatLedger(database_url, settings=settings) as ledger, ledger.stream(session_id) as stream:
+        lasts = await connection.fetchval("select expires_at - began_at from chatledger.active_streams")
+        assert lasts.total_seconds() == 7200
+        assert stream._flush_interval == 7
+
+
 @pytest.mark.parametrize("flush_interval", [0, 3600])
 @pytest.mark.parametrize(
     ("recording", "message", "usage"),
