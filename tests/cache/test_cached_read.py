@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -21,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chatledger
-from chatledger import ChatLedger, ChatMessage, ChatSession, Settings, functions
+from chatledger import ChatLedger, ChatMessage, ChatSession, MessageNotFound, Settings, functions
 from chatledger.cache import SessionCache, _sealed, _unsealed
 from chatledger.encoding import encode_message
 from tests.database.helpers import examples
@@ -397,7 +399,10 @@ async def test_g12_one_new_message_costs_the_same_bytes_whatever_the_session_hol
 
 
 async def test_sixteen_writers_and_sixteen_readers_with_flushes(database_url: str, server: Server, psql: Psql) -> None:
-    """Each read has all that was acknowledged before it began, and every batch whole. A quarter writes in psql."""
+    """Each read has all that was acknowledged before it began, and every batch whole, as it was amended and truncated.
+
+    A quarter writes in psql, and one reads there.
+    """
     choice = random.Random(7)
     settings = every_session(pool_size=8)
     async with (
@@ -405,7 +410,9 @@ async def test_sixteen_writers_and_sixteen_readers_with_flushes(database_url: st
         ChatLedger(database_url, server.url, settings=settings) as two,
     ):
         session = await saved(one)
-        acknowledged: set[str] = set()
+        stored: dict[str, int] = {}
+        amended: set[str] = set()
+        cuts: dict[int, float] = {}  # from which sequence on, and up to which: as far as that is known
         writing = 16
 
         async def write(n: int) -> None:
@@ -413,33 +420,60 @@ async def test_sixteen_writers_and_sixteen_readers_with_flushes(database_url: st
             for batch in range(12):
                 ids = [f"{n}-{batch}-{i}" for i in range(choice.randint(1, 4))]
                 messages = [user(text, message_id=text, name=f"{n}-{batch}-{len(ids)}") for text in ids]
+                ledger = choice.choice((one, two))
                 if n % 4:
-                    await choice.choice((one, two)).append_messages(session.session_id, messages)
+                    receipts = await ledger.append_messages(session.session_id, messages)
+                    sequences = [receipt.sequence for receipt in receipts]
                 else:
                     array = ", ".join(f"'{encode_message(message, 0)}'" for message in messages)
-                    await psql(f"select chatledger.append_messages('{session.session_id}', array[{array}]::jsonb[])")
-                acknowledged.update(ids)
+                    append = f"chatledger.append_messages('{session.session_id}', array[{array}]::jsonb[])"
+                    sequences = [*map(int, (await psql(f"select sequence from {append}")).split())]
+                stored.update(zip(ids, sequences, strict=True))
+                if choice.random() < 0.3:
+                    with contextlib.suppress(MessageNotFound):  # truncated
+                        await ledger.amend_message(session.session_id, ids[0], {"content": "amended"})
+                        amended.add(ids[0])
+                if n == 1 and batch in (4, 8):
+                    cuts[sequences[0]] = math.inf
+                    truncation = await ledger.truncate_session(session.session_id, sequences[0])
+                    cuts[sequences[0]] = truncation.next_sequence
                 if choice.random() < 0.1:
                     server.redis.flushall()
             writing -= 1
 
-        async def read() -> int:
+        async def by_a_ledger() -> list[tuple[str, int, str, str]]:
+            seen = await load(choice.choice((one, two)), session)
+            assert seen.message_count == len(seen.messages)
+            return [(m.message_id, m.sequence, m.name, m.content) for m in seen.messages]  # type: ignore[misc]
+
+        async def by_psql() -> list[tuple[str, int, str, str]]:
+            messages = f"chatledger.get_messages('{session.session_id}', p_limit => null)"
+            row = "json_build_array(message_id, sequence, name, content)"
+            return [*map(tuple, json.loads(await psql(f"select coalesce(json_agg({row}), '[]') from {messages}")))]
+
+        async def read(look: Callable[[], Awaitable[list[tuple[str, int, str, str]]]]) -> int:
             reads = 0
             while writing:
-                before = set(acknowledged)
-                seen = await load(choice.choice((one, two)), session)
+                stored_before, amended_before, cuts_before = dict(stored), set(amended), dict(cuts)
+                seen = await look()
                 reads += 1
-                ids = [message.message_id for message in seen.messages]
-                assert before <= set(ids)
-                assert [message.sequence for message in seen.messages] == list(range(len(ids)))
-                assert seen.message_count == len(ids)
-                whole = [m.name for m in seen.messages]
-                assert all(whole.count(name) == int(str(name).rsplit("-", 1)[1]) for name in set(whole))
+                contents = {message_id: content for message_id, _, _, content in seen}
+                sequences = [sequence for _, sequence, _, _ in seen]
+                assert sequences == sorted(set(sequences))
+                lost = {stored_before[message_id] for message_id in stored_before.keys() - contents.keys()}
+                assert all(any(start <= sequence < end for start, end in cuts.items()) for sequence in lost)
+                done = [(start, end) for start, end in cuts_before.items() if end < math.inf]
+                assert not any(start <= sequence < end for start, end in done for sequence in sequences)
+                assert all(contents[message_id] == "amended" for message_id in amended_before & contents.keys())
+                whole = Counter(name for _, _, name, _ in seen)
+                assert all(count == int(name.rsplit("-", 1)[1]) for name, count in whole.items())
             return reads
 
         async with asyncio.TaskGroup() as group:
-            reads = [group.create_task(read()) for _ in range(16)]
+            reads = [group.create_task(read(by_psql if n == 0 else by_a_ledger)) for n in range(16)]
             for n in range(16):
                 group.create_task(write(n))
-        assert sum(task.result() for task in reads) > 16
-        assert len((await load(two, session)).messages) == len(acknowledged)
+        assert all(task.result() for task in reads)
+        assert len(cuts) == 2
+        left = [m.sequence for m in (await load(two, session)).messages]
+        assert left == sorted(s for s in stored.values() if not any(start <= s < end for start, end in cuts.items()))
