@@ -417,7 +417,7 @@ def objections(messages: Dicts) -> Iterator[str]:
         before = messages[at - 1] if at else {"role": None}
         if before["role"] == "assistant" and not ("audio" in message and "audio" in before):
             yield f"{at}: two assistant messages in a row"
-        texts = content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
+        texts = content if isinstance(content, str) else "".join(str(part.get(part["type"])) for part in content or ())
         if not texts and not message.keys() & {"refusal", "audio", "tool_calls", "function_call"}:
             yield f"{at}: an empty assistant message"
         expected = []
@@ -484,8 +484,8 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
     odd: st.SearchStrategy[Any] = st.sampled_from([None, 0, [], {"a": [1]}, ""])
     part = st.builds(lambda text: {"type": "text", "text": text}, text)
     odd_part = st.fixed_dictionaries(
-        {}, optional={"type": st.sampled_from(["text", "refusal", None, 5]), "text": text | odd, "refusal": odd}
-    )
+        {}, optional={"type": st.sampled_from(["text", None, 5]), "text": text | odd}
+    ) | st.fixed_dictionaries({"type": st.just("refusal")}, optional={"refusal": odd})
     parts = st.lists(part | part | st.just({"type": "text", "text": ""}) | odd_part, max_size=2)
     content = st.none() | st.just("") | text | parts
     name = st.sampled_from("fg")
@@ -496,7 +496,7 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
     some_type = st.sampled_from(["function", "custom", None, 5])
     nameless = odd | st.just({"name": 5, "arguments": None, "input": 1})
     some_call = st.fixed_dictionaries(
-        {}, optional={"id": some_id | odd, "type": some_type, "function": function, "custom": nameless}
+        {}, optional={"id": some_id | odd, "type": some_type, "function": function, "custom": st.none() | st.just(5)}
     )
     custom_call = st.fixed_dictionaries(
         {"id": some_id, "custom": custom}, optional={"type": some_type, "function": nameless}
@@ -504,7 +504,13 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
     clear_call = st.builds(
         lambda i, f: {"id": i, "type": "function", "function": {"name": "f"} | f}, st.sampled_from("abcd"), function
     )
-    calls = st.none() | st.lists(clear_call | clear_call | some_call | custom_call, max_size=3)
+    # Where neither of two has a name, one goes, and so do its texts: so these have one.
+    two_sided = st.builds(
+        lambda call, more: call | more,
+        clear_call,
+        st.fixed_dictionaries({"custom": nameless}, optional={"type": some_type}),
+    )
+    calls = st.none() | st.lists(clear_call | clear_call | some_call | two_sided | custom_call, max_size=3)
     extra = {"metadata": st.just({"a": [1]}), "reasoning_content": st.just("hm"), "name": name | st.just("a b")}
     plain = {"role": st.just("assistant"), "content": content, "tool_calls": calls}
     rich = {
