@@ -42,6 +42,11 @@ async def timed(work: Awaitable[None]) -> float:
     return time.perf_counter() - start
 
 
+def rotated(stores: list[Store], number: int) -> list[Store]:
+    first = number % len(stores)
+    return stores[first:] + stores[:first]
+
+
 async def append_from_many(store: Store, sessions: list[str], size: int) -> None:
     """16 writers at once; each appends to the next session in turn."""
 
@@ -62,14 +67,14 @@ async def measure(pool: Pool, redis_url: str, rounds: int, server: str, console:
         ChatLedger(pool, redis_url) as cached,
     ):
         stores: list[Store] = [floor, ours, Chatledger(cached, "chatledger, cache on")]
+        rivals: list[Store] = [floor, ours, max_plus_one]
         for number in track(range(rounds), "appends", console=console):
             many = await new_sessions(ours.ledger, 200)
-            first = number % len(stores)  # who is first comes to sessions that nobody has touched
             for what, size in ((ONE, 1), (TEN, 10)):
-                for store in stores[first:] + stores[:first]:
+                for store in rotated(stores, number):  # who is first comes to sessions that nobody has touched
                     took = await timed(append_from_many(store, many, size))
                     microseconds.add(what, store.name, took / (WRITERS * APPENDS) * 1e6)
-            for rival in (floor, ours, max_plus_one):
+            for rival in rotated(rivals, number):
                 [hot], lost = await new_sessions(ours.ledger, 1), max_plus_one.lost
                 took = await timed(append_from_many(rival, [hot], 5))
                 microseconds.add(HOT, rival.name, took / (WRITERS * APPENDS - (max_plus_one.lost - lost)) * 1e6)

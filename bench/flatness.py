@@ -49,11 +49,11 @@ async def wal_of(pool: Pool, append: Awaitable[None]) -> float:
 async def measure_lengths(pool: Pool, rounds: int, server: str, console: Console) -> None:
     """Append to sessions of several lengths in turn, and keep the medians."""
     ours = Chatledger(ChatLedger(pool))
-    # A session gets so few of the appends that it stays as long as we say: the short ones are made anew each time.
+    # A session gets so few of the appends that it stays as long as we say, within 10 %: the short ones are made anew.
     long = {
         length: [await session_of(length, ours.ledger)]
         for length in track(LENGTHS, "long sessions", console=console)
-        if length > 10 * FEW * rounds
+        if length >= 10 * 2 * FEW * (rounds + 1)
     }
     microseconds, wal_bytes = Medians(), Medians()
     for number in track(range(-1, rounds), "appends by length", console=console):
