@@ -13,6 +13,7 @@ from chatledger.chat import (
     upsert_chat_session,
 )
 from chatledger.config import Settings
+from chatledger.embedded import EmbeddedError
 from chatledger.errors import (
     AmendConflict,
     ChatLedgerError,
@@ -59,6 +60,7 @@ __all__ = [
     "ChatMessage",
     "ChatSession",
     "DatabaseUnavailable",
+    "EmbeddedError",
     "InvalidArgument",
     "InvalidMessage",
     "MessageIdConflict",

@@ -24,6 +24,7 @@ __all__ = ["EmbeddedError", "EmbeddedServers", "start"]
 
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 60.0
+_VALKEY_SOCKET = "valkey.sock"
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -53,7 +54,7 @@ class EmbeddedServers:
     def close(self) -> None:
         """Stop using the servers. If nobody else does, return when they have stopped (after 60 s in any case).
 
-        Raises nothing. May be called again. In a forked child it only lets go of the child's copy.
+        Never fails, and may be called again. In a forked child it only lets go of the child's copy.
         """
         connection, self._connection = self._connection, None
         if connection is None:
@@ -86,15 +87,27 @@ def start(
 ) -> EmbeddedServers:
     """Join the servers of a data folder, or start them. Blocks until they are ready: milliseconds, or about 0.5 s.
 
-    data_dir: default CHATLEDGER_DATA_DIR, else the user's data folder (for root, /var/lib/chatledger where that one is
-    closed to others). The rest has an effect only when this call starts the servers: bin_dir, another PostgreSQL than
-    the wheel's; settings, PostgreSQL's; durable=False, for tests: a crash of the machine may lose everything.
+    All but the data folder has an effect only when this call starts the servers.
 
-    Raises EmbeddedError: a wheel is missing, a folder cannot be used, the data is another PostgreSQL version's, or the
-    servers do not start.
+    Args:
+        data_dir: By default CHATLEDGER_DATA_DIR, else the user's data folder (for root, /var/lib/chatledger where that
+            one is closed to others).
+        bin_dir: Another PostgreSQL than the wheel's.
+        settings: PostgreSQL's.
+        durable: False is for tests: a crash of the machine may lose everything.
+
+    Returns:
+        The servers, which run at least until its ``close()``.
+
+    Raises:
+        EmbeddedError: A wheel is missing, a folder cannot be used, the data is another PostgreSQL version's, or the
+            servers do not start.
     """
     if sys.platform == "win32":
-        raise EmbeddedError("The embedded servers need Linux or macOS. Set CHATLEDGER_DATABASE_URL to use your own.")
+        raise EmbeddedError(
+            "The embedded servers need Linux or macOS",
+            hint="Set CHATLEDGER_DATABASE_URL to use a PostgreSQL server of your own",
+        )
     from . import folders
 
     try:
@@ -185,35 +198,46 @@ def _launch(
     os.truncate(lock_fd, 0)
     os.write(lock_fd, os.fsencode(socket_dir))
 
-    if version >= 17:
-        locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    else:
-        locale = ["--locale=C.UTF-8"]
-    initdb = [str(bin_dir / "initdb"), "-A", "trust", "-E", "UTF8", "-U", "chatledger", *locale]
-    postgres = [str(bin_dir / "postgres"), "-D", str(pgdata), "-k", str(socket_dir), "-p", "5432"]
-    for name, value in {"listen_addresses": "", **settings}.items():
-        postgres += ["-c", f"{name}={value}"]
-    valkey_socket = str(socket_dir / "valkey.sock")
-    valkey_command = [str(valkey), "--port", "0", "--unixsocket", valkey_socket, "--unixsocketperm", "700"]
-    valkey_command += ["--save", "", "--appendonly", "no", "--dir", str(socket_dir), "--loglevel", "warning"]
-
-    ours, theirs = socket.socketpair()
     config = {
         "uid": uid,
         "data_dir": str(data_dir),
         "socket_dir": str(socket_dir),
-        "lock_fd": lock_fd,
-        "client_fd": theirs.fileno(),
-        "initdb": initdb if durable else [*initdb, "--no-sync"],
-        "postgres": postgres,
-        "valkey": valkey_command if valkey else None,
+        "initdb": _initdb_command(bin_dir, version, durable),
+        "postgres": _postgres_command(bin_dir, pgdata, socket_dir, settings),
+        "valkey": _valkey_command(valkey, socket_dir) if valkey else None,
         "answer": {
             # With the port, since PGPORT would change the default.
             "database_url": f"postgresql://chatledger@/postgres?host={quote(str(socket_dir))}&port=5432",
-            "redis_url": f"unix://{quote(valkey_socket)}" if valkey else None,
+            "redis_url": f"unix://{quote(str(socket_dir / _VALKEY_SOCKET))}" if valkey else None,
             "bin_dir": str(bin_dir),
         },
     }
+    return _start_supervisor(data_dir, lock_fd, config)
+
+
+def _initdb_command(bin_dir: Path, version: int, durable: bool) -> list[str]:
+    if version >= 17:
+        locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    else:
+        locale = ["--locale=C.UTF-8"]
+    command = [str(bin_dir / "initdb"), "-A", "trust", "-E", "UTF8", "-U", "chatledger", *locale]
+    return command if durable else [*command, "--no-sync"]
+
+
+def _postgres_command(bin_dir: Path, pgdata: Path, socket_dir: Path, settings: Mapping[str, str]) -> list[str]:
+    command = [str(bin_dir / "postgres"), "-D", str(pgdata), "-k", str(socket_dir), "-p", "5432"]
+    for name, value in {"listen_addresses": "", **settings}.items():
+        command += ["-c", f"{name}={value}"]
+    return command
+
+
+def _valkey_command(valkey: Path, socket_dir: Path) -> list[str]:
+    command = [str(valkey), "--port", "0", "--unixsocket", str(socket_dir / _VALKEY_SOCKET), "--unixsocketperm", "700"]
+    return [*command, "--save", "", "--appendonly", "no", "--dir", str(socket_dir), "--loglevel", "warning"]
+
+
+def _start_supervisor(data_dir: Path, lock_fd: int, config: Mapping[str, Any]) -> socket.socket:
+    ours, theirs = socket.socketpair()
     log = data_dir / "server.log"
     if log.exists():
         log.replace(data_dir / "server.log.1")
@@ -222,7 +246,7 @@ def _launch(
     with theirs, open(log, "ab", opener=_private) as output:
         launched = subprocess.run(
             [sys.executable, "-IS", Path(__file__).with_name("supervisor.py"), data_dir],
-            input=json.dumps(config).encode(),
+            input=json.dumps({**config, "lock_fd": lock_fd, "client_fd": theirs.fileno()}).encode(),
             stdout=output,
             stderr=output,
             pass_fds=[lock_fd, theirs.fileno()],
@@ -246,20 +270,21 @@ def _check_pgdata(pgdata: Path, version: int, bin_dir: Path, uid: int) -> None:
             pwd.getpwuid(uid)
         except KeyError:  # as in containers that run as any number
             raise EmbeddedError(
-                f"PostgreSQL's initdb refuses to run as uid {uid}, which has no name. Add a line to /etc/passwd, "
-                "or set CHATLEDGER_DATABASE_URL to use a PostgreSQL server of your own."
+                f"PostgreSQL's initdb refuses to run as uid {uid}, which has no name",
+                hint="Add a line to /etc/passwd, or set CHATLEDGER_DATABASE_URL to use a PostgreSQL server of your own",
             ) from None
         return
     if (owner := pgdata.stat().st_uid) != uid:
         raise EmbeddedError(
-            f"{pgdata} belongs to uid {owner}, but the servers would run as uid {uid}. Run as the user who made it, "
-            "or choose another data folder (CHATLEDGER_DATA_DIR)."
+            f"{pgdata} belongs to uid {owner}, but the servers would run as uid {uid}",
+            hint="Run as the user who made it, or choose another data folder (CHATLEDGER_DATA_DIR)",
         )
     made_by = (pgdata / "PG_VERSION").read_text().strip()
     if made_by != str(version):
         raise EmbeddedError(
-            f"{pgdata} was made by PostgreSQL {made_by}, but {bin_dir} has PostgreSQL {version}. Dump it with "
-            f"version {made_by} and restore it into a new data folder, or choose another one (CHATLEDGER_DATA_DIR)."
+            f"{pgdata} was made by PostgreSQL {made_by}, but {bin_dir} has PostgreSQL {version}",
+            hint=f"Dump it with version {made_by} and restore it into a new data folder, or choose another one "
+            "(CHATLEDGER_DATA_DIR)",
         )
 
 

