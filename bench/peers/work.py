@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 WRITERS, BATCHES, SIZE = 16, 20, 5
-POOL_SIZE = 16
 LOADS = 7
 FILL = "What should I pack for Oslo? " * 7
 

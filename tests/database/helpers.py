@@ -195,9 +195,6 @@ async def everything(connection: Connection) -> list[str]:
     ]
 
 
-EVERY_SESSION = Settings(cache_min_messages=0)
-
-
 class Copies:
     """A session cache that holds one copy, in memory."""
 
