@@ -84,9 +84,11 @@ begin
         -- Some cannot be stored, which ends it; or have no id; or are stored already, or come twice in this batch. Take the
         -- others back, since they would leave gaps, and go on with only what is new.
         perform chatledger.check_messages(p_messages);
-        delete from chatledger.messages as m
-        where m.session_id = p_session_id and m.sequence >= v_first
-            and m.message_id = any (array(select message ->> 'message_id' from unnest(v_new) as message));
+        if v_inserted > 0 then
+            delete from chatledger.messages as m
+            where m.session_id = p_session_id and m.sequence >= v_first
+                and m.message_id = any (array(select message ->> 'message_id' from unnest(v_new) as message));
+        end if;
 
         p_messages := array(
             select jsonb_build_object('message_id', gen_random_uuid()) || input.message

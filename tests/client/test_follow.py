@@ -334,12 +334,12 @@ async def test_g5_what_was_committed_between_the_read_and_the_listen_is_not_miss
 async def test_many_sessions_are_followed_over_one_connection(
     ledger: ChatLedger, connection: asyncpg.Connection[asyncpg.Record]
 ) -> None:
-    ids = [f"s{number}" for number in range(60)]
+    ids = [f"s{number}" for number in range(1000)]
     for session_id in ids:
         await ledger.create_session(session_id)
     followers = [ledger.follow(session_id) for session_id in ids for _ in range(2)]
     waiting = [asyncio.create_task(take(events)) for events in followers]
-    await until(lambda: ledger._listener and len(ledger._listener._listening) == 60 and ledger._listener._heard)
+    await until(lambda: ledger._listener and len(ledger._listener._listening) == 1000 and ledger._listener._heard)
     assert await connection.fetchval(f"select count(*) from pg_stat_activity where {LISTENING}") == 1
 
     for session_id in ids:

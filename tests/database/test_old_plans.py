@@ -31,9 +31,6 @@ CALLS = {
     "get_messages": "select * from chatledger.get_messages('s1', {user}, p_limit => 2)",
     "get_messages after": "select * from chatledger.get_messages('s1', {user}, p_limit => 2, p_after => 2)",
     "get_messages before": "select * from chatledger.get_messages('s1', {user}, p_limit => 2, p_before => 5)",
-    "append_messages, in part a retry": """select * from chatledger.append_messages('s1', array[
-        '{{"message_id": "m0", "role": "user", "content": "hi"}}',
-        jsonb_build_object('message_id', gen_random_uuid(), 'role', 'user', 'content', 'hi')], {user})""",
     "create_session": "select * from chatledger.create_session('s1', 'u1')",
     "follow_session": "select * from chatledger.follow_session('s1', {user})",
     "begin_stream": "select * from chatledger.begin_stream('s1', 'host-1', p_user_id => {user}, p_force => true)",
