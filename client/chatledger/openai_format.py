@@ -360,12 +360,17 @@ def _result(key: _Key, stored: ChatMessage | None) -> ChatMessage:
 
 
 def _as_dict(message: ChatMessage) -> ChatCompletionMessageParam:
-    role = message.role
-    fields: dict[str, Any] = {"role": role, "content": _as_content(message)}
+    role, content = message.role, message.content
+    fields: dict[str, Any] = {
+        "role": role,
+        "content": content if isinstance(content, str) else _as_content(message, content),
+    }
     values = message.__dict__ | message.model_extra if message.model_extra else message.__dict__
     for key in _KEYS.get(role, _NAME):
         if value := values.get(key):
             fields[key] = value
+    if len(fields) == 2:  # most messages
+        return cast("ChatCompletionMessageParam", fields)
     if "name" in fields and role != "function":  # of which it is its call's
         fields["name"] = _NOT_IN_NAMES.sub("_", fields["name"])
     if "tool_calls" in fields:
@@ -377,10 +382,8 @@ def _as_dict(message: ChatMessage) -> ChatCompletionMessageParam:
     return cast("ChatCompletionMessageParam", fields)
 
 
-def _as_content(message: ChatMessage) -> str | list[dict[str, Any]] | None:
-    role, content = message.role, message.content
-    if isinstance(content, str):
-        return content
+def _as_content(message: ChatMessage, content: list[dict[str, Any]] | None) -> str | list[dict[str, Any]] | None:
+    role = message.role
     if not content:
         calls = role == "assistant" and (message.tool_calls or message.function_call)
         return None if calls or role == "function" else ""

@@ -562,6 +562,20 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
     assert "no way" in caplog.records[0].getMessage()
 
 
+async def test_polling_backs_off_while_nothing_happens(
+    ledger: ChatLedger, other: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chatledger.follow, "_LONGEST_PAUSE", 0.4)
+    monkeypatch.setattr(Listener, "hears", lambda *_: False)
+    async with aclosing(ledger.follow(session_id)) as events:
+        for number in range(2):
+            waiting = asyncio.create_task(take(events))
+            await until(lambda: ledger._listener and followers_of(ledger)[0]._pause == 0.4)
+            await other.append_messages(session_id, [user(str(number))])
+            assert told(await waiting) == [("appended", number)]
+            assert followers_of(ledger)[0]._pause == chatledger.follow._FIRST_PAUSE
+
+
 async def test_on_a_pool_of_the_callers_one_of_its_connections_listens(
     database_url: str, other: ChatLedger, session_id: str
 ) -> None:

@@ -673,6 +673,23 @@ async def test_a_lease_is_renewed_while_the_pool_is_busy(database_url: str, sess
                 await asyncio.gather(*waiting)
 
 
+async def test_a_lease_is_renewed_while_the_event_loop_is_busy(
+    ledger: ChatLedger, session_id: str, connect: Connect
+) -> None:
+    watcher = await connect()
+
+    async def work() -> None:
+        while True:
+            sum(range(20_000))
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(work()) for _ in range(50)]
+    async with ledger.stream(session_id, ttl=6):
+        await until_renewed(watcher)
+    for task in tasks:
+        task.cancel()
+
+
 async def test_a_connection_that_the_heartbeat_lost_is_replaced(
     ledger: ChatLedger, session_id: str, connect: Connect
 ) -> None:
