@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TITLE, CPU_TITLE = "Reads with and without the cache", "Postgres' work for a read with and without the cache"
-LENGTHS = (10, 100, 1_000, 10_000)
+LENGTHS = (10, 100, 200, 1_000, 10_000)
 UNCHANGED, BEHIND = "unchanged", "one behind"
 PLAIN, CACHED = "without", "with cache"
 

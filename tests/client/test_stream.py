@@ -684,10 +684,12 @@ async def test_a_lease_is_renewed_while_the_event_loop_is_busy(
             await asyncio.sleep(0)
 
     tasks = [asyncio.create_task(work()) for _ in range(50)]
-    async with ledger.stream(session_id, ttl=6):
-        await until_renewed(watcher)
-    for task in tasks:
-        task.cancel()
+    try:
+        async with ledger.stream(session_id, ttl=6):
+            await until_renewed(watcher)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def test_a_connection_that_the_heartbeat_lost_is_replaced(

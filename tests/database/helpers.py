@@ -232,6 +232,18 @@ async def all_is_readable(connection: Connection) -> None:
     assert all([json.loads(line) async for line in export_sessions(ChatLedger(connection))])
 
 
+async def rows_touched(connection: Connection, statement: str, table: str = "%") -> int:
+    """Rows that a statement read, by index or not: of this table, or of all of the ledger."""
+    read = (
+        "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) from pg_stat_xact_user_tables "
+        "where schemaname = 'chatledger' and relname like $1"
+    )
+    async with connection.transaction():
+        before = await connection.fetchval(read, table)
+        await connection.execute(statement)
+        return int(await connection.fetchval(read, table) - before)
+
+
 # Refusals and locks
 
 

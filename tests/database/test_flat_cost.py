@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import append, assistant, everything, new_session, user, users
+from .helpers import append, assistant, everything, new_session, rows_touched, user, users
 
 if TYPE_CHECKING:
     from .helpers import Connect, Connection
@@ -163,23 +163,11 @@ def parts_of(plan: Any) -> list[tuple[str, str | None]]:
     return [(plan["Node Type"], plan.get("Relation Name")), *below]
 
 
-async def rows_touched(connection: Connection, statement: str) -> int:
-    """Rows of the messages that a statement read, by index or not."""
-    read = (
-        "select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_user_tables "
-        "where schemaname = 'chatledger' and relname = 'messages'"
-    )
-    async with connection.transaction():
-        before = await connection.fetchval(read)
-        await connection.execute(statement)
-        return int(await connection.fetchval(read) - before)
-
-
 @pytest.mark.usefixtures("sessions")
 @pytest.mark.parametrize("write", WRITES)
 async def test_g12_write_reads_the_same_rows(connection: Connection, write: str) -> None:
     touched = {
-        session_id: await rows_touched(connection, WRITES[write].format(session=session_id, id="x"))
+        session_id: await rows_touched(connection, WRITES[write].format(session=session_id, id="x"), "messages")
         for session_id in SIZES
     }
     assert touched[LARGE] <= max(touched[SMALL], 12)
@@ -204,7 +192,7 @@ async def test_g12_reading_a_part_does_not_read_the_rest(connection: Connection,
     returned = len([row for row in await connection.fetch(statement) if "sequence" in row])
 
     assert 2 <= returned <= 4
-    assert await rows_touched(connection, statement) <= 20
+    assert await rows_touched(connection, statement, "messages") <= 20
 
 
 async def test_g12_sessions_row_is_updated_in_place(connection: Connection, connect: Connect) -> None:

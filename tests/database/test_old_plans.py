@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .helpers import append, new_session, users
+from .helpers import append, new_session, rows_touched, users
 
 if TYPE_CHECKING:
     from .helpers import Connect, Connection
@@ -38,18 +38,6 @@ CALLS = {
         where id = 's1' and stream_expires_at > now()""",
     "list_sessions": "select * from chatledger.list_sessions('u1', 5)",
 }
-
-
-async def rows_touched(connection: Connection, statement: str) -> int:
-    """Rows of the ledger that a statement read, by index or not."""
-    read = (
-        "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) from pg_stat_xact_user_tables "
-        "where schemaname = 'chatledger'"
-    )
-    async with connection.transaction():
-        before = await connection.fetchval(read)
-        await connection.execute(statement)
-        return int(await connection.fetchval(read) - before)
 
 
 @pytest.mark.parametrize("user", ["null", "'u1'"])

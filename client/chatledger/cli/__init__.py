@@ -14,6 +14,7 @@ from rich.text import Text
 
 from chatledger.cli import bench, database, sessions, transfer  # noqa: F401  (each adds its commands)
 from chatledger.cli.common import FAILED, WRONG_USAGE, app, errors, printable
+from chatledger.config import Settings
 from chatledger.errors import ChatLedgerError
 
 __all__ = ["app", "main"]
@@ -24,6 +25,8 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
         for problem in error.errors():  # without the values: there may be a password in one
             variable = f"CHATLEDGER_{'_'.join(map(str, problem['loc'])).upper()}"
             _fail(f"{variable}: {problem['msg']}")
