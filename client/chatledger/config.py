@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     session_ttl: float = Field(default=43_200.0, gt=0)
     """For how many seconds the cache keeps a copy of a session after it was last written."""
     cache_min_messages: int = Field(default=200, ge=0)
-    """Sessions with fewer messages are not cached: reading them costs Postgres less than keeping a copy."""
+    """Sessions with fewer messages are not cached: reading them through a copy takes longer than without."""
     cache_max_staleness: float = Field(default=0.0, ge=0)
     """A copy that was checked against Postgres within so many seconds is returned unchecked. 0: always check."""
     data_dir: Path | None = None

@@ -324,6 +324,13 @@ def test_killed_postmaster_is_restarted(data_dir: Path) -> None:
             assert psql(joined, "select answer from kept_2") == "42"
 
 
+def test_a_new_data_folder_is_open_to_the_servers_from_the_first_moment(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)  # it has not come to that yet
+    assert folders.blocking_folder(folders.prepare_data_dir(scratch / "data")) is None
+
+
 def test_many_at_once_share_one_server(fresh_dir: Path, user: Callable[..., User]) -> None:
     users = [user(fresh_dir) for _ in range(8)]
     supervisors = {each.supervisor() for each in users}

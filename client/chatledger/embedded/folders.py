@@ -81,9 +81,10 @@ def prepare_data_dir(folder: Path) -> Path:
     require_reachable(folder, remedy)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        # For root, the servers' user must be able to pass it: from the first moment, since others may start just now.
+        folder.mkdir(mode=0o700 if server_uid() is None else 0o711, exist_ok=True)
         if server_uid() is not None:
-            folder.chmod(0o711)  # ours, just made: the servers' user must be able to pass it, whatever the umask
+            folder.chmod(0o711)  # whatever the umask
         require_reachable(folder, remedy)
     return folder
 
