@@ -67,14 +67,17 @@ def listener_of(ledger: ChatLedger) -> Listener:
 
 
 def followers_of(ledger: ChatLedger) -> list[_Follower]:
-    return [follower for followers in listener_of(ledger)._followers.values() for follower in followers]
+    """Give those that have asked for notifications: none, while the first one is still about to."""
+    if ledger._listener is None:
+        return []
+    return [follower for followers in ledger._listener._followers.values() for follower in followers]
 
 
 @asynccontextmanager
 async def waiting_for_next(ledger: ChatLedger, *followed: Events) -> AsyncIterator[list[asyncio.Task[SessionEvent]]]:
     """Take the next event of each, in tasks that only a notification can wake before half a minute is over."""
     tasks = [asyncio.create_task(anext(events)) for events in followed]
-    await until(lambda: ledger._listener and len(followers_of(ledger)) == len(followed))
+    await until(lambda: len(followers_of(ledger)) == len(followed))
     await until(lambda: all(map(listener_of(ledger).hears, listener_of(ledger)._followers)))
     followers = followers_of(ledger)
     for _ in range(2):  # one that was polling looks once more, then counts on notifications
@@ -570,7 +573,7 @@ async def test_polling_backs_off_while_nothing_happens(
     async with aclosing(ledger.follow(session_id)) as events:
         for number in range(2):
             waiting = asyncio.create_task(take(events))
-            await until(lambda: ledger._listener and followers_of(ledger)[0]._pause == 0.4)
+            await until(lambda: [follower._pause for follower in followers_of(ledger)] == [0.4])
             await other.append_messages(session_id, [user(str(number))])
             assert told(await waiting) == [("appended", number)]
             assert followers_of(ledger)[0]._pause == chatledger.follow._FIRST_PAUSE
