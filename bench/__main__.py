@@ -27,6 +27,7 @@ async def run(servers: embedded.EmbeddedServers, rounds: int, big: bool, console
         await appends.measure(pool, servers.redis_url, 3 * rounds, server, console)
         await flatness.measure_lengths(pool, 3 * rounds, server, console)
         await loads.measure(pool, 3 * rounds, server, console)
+        await loads.measure_memory(pool, server, console)
         await cache.measure(servers.database_url, servers.redis_url, 9 * rounds, server, console)
         await notifications.measure(servers.database_url, servers.bin_dir, rounds, server, console)
         await lists.measure(pool, rounds, server, console)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
     from chatledger.connections import Pool
 
 TITLE = "Loads, and what is done in memory"
+MEMORY = "Memory of a loaded session"
 FETCH, LOAD = "bare fetch", "load"
-LENGTH = 2_000
+LENGTH, LONG = 2_000, 100_000
 TEXTS, TURNS = f"{LENGTH:,} messages, texts", f"{LENGTH:,} messages, turns with tool calls"
 ROWS = """
     select message_id, sequence, created_at, amended_version, role, name, tool_call_id, refusal, duration_ms, content,
@@ -83,3 +86,33 @@ async def measure(pool: Pool, rounds: int, server: str, console: Console) -> Non
                 milliseconds.add(kind, way, (time.perf_counter() - began) * 1000)
 
     keep(TITLE, "ms", milliseconds.by_what(), server, console)
+
+
+async def measure_memory(pool: Pool, server: str, console: Console) -> None:
+    """Hold the rows of a long session, then the session, and keep what each takes."""
+    ledger = ChatLedger(pool)
+    megabytes = Medians()
+    for kind, made in (("texts", texts), ("turns with tool calls", turns)):
+        session = await ledger.create_session()
+        messages = made(LONG)
+        for start in track(range(0, LONG, LENGTH), f"memory: {kind}", console=console):
+            await ledger.append_messages(session.session_id, messages[start : start + LENGTH])
+        del messages
+        what = f"{LONG:,} messages, {kind}"
+        megabytes.add(what, FETCH, await held_by(pool.fetch(ROWS, session.session_id)))
+        megabytes.add(what, LOAD, await held_by(ledger.get_session(session.session_id)))
+    keep(MEMORY, "MB", megabytes.by_what(), server, console)
+
+
+async def held_by(work: Awaitable[Any]) -> float:
+    """Return the megabytes of what the work returns."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        held = await work
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    del held
+    return size / 1e6

@@ -25,14 +25,17 @@ class Peer:
     adapter: str
     requirements: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
+    by_hand: bool = False
+    """It is no store, but what one would write without one."""
 
 
 _OPENAI_AGENTS = ("openai-agents[sqlalchemy,redis]==0.24.0", "asyncpg", "greenlet")
 
 PEERS = (
     Peer("chatledger", "chatledger_client"),
-    Peer("MAX + 1, 5 retries", "max_plus_one"),
-    Peer("MAX + 1 under a Redis lock", "max_plus_one_locked"),
+    Peer("floor", "floor", by_hand=True),
+    Peer("MAX + 1, 5 retries", "max_plus_one", by_hand=True),
+    Peer("MAX + 1 under a Redis lock", "max_plus_one_locked", by_hand=True),
     Peer("openai-agents SQLAlchemySession", "openai_agents", _OPENAI_AGENTS),
     Peer("openai-agents RedisSession", "openai_agents_redis", _OPENAI_AGENTS),
     Peer("langchain-postgres", "langchain_history", ("langchain-postgres==0.0.19", "psycopg[binary]")),

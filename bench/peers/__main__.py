@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ from bench.peers.work import BATCHES, SIZE, WRITERS
 from bench.results import keep
 from chatledger import embedded
 
-ENVIRONMENTS = Path(__file__).parents[2] / ".venv" / "peers"
+ROOT = Path(__file__).parents[2]
+ENVIRONMENTS = ROOT / ".venv" / "peers"
 WORK = Path(__file__).with_name("work.py")
 
 
@@ -69,7 +71,8 @@ def work(peer: Peer, python: str, servers: embedded.EmbeddedServers) -> dict[str
         try:
             url = servers.database_url.replace("/postgres?", f"/{name}?").removesuffix("&port=5432")
             command = [python, str(WORK), peer.adapter, url, str(servers.redis_url)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+            ours = os.environ | {"PYTHONPATH": str(ROOT)}  # the floor is measured elsewhere too
+            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, env=ours)
         finally:
             server.execute(f"drop database {name} with (force)".encode())
     costs: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

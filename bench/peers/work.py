@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 WRITERS, BATCHES, SIZE = 16, 20, 5
-LOADS = 7
+LOADS = 30
 FILL = "What should I pack for Oslo? " * 7
 
 Batch = list[tuple[str, str]]
