@@ -84,9 +84,7 @@ class ChatLedger:
         self._settings = settings or Settings()
         self._given = database or self._settings.database_url
         self._database: Database | None = None
-        self._pool: Pool | None = None
-        # Heartbeats of streams have a connection of their own, so as not to wait for calls that wait for a lock.
-        self._heartbeat_pool: Pool | None = None
+        # Of streams: on a connection of their own, so as not to wait for calls that wait for a lock.
         self._heartbeats: Database | None = None
         self._servers: EmbeddedServers | None = None
         self._redis_url = redis_url or self._settings.redis_url
@@ -94,6 +92,7 @@ class ChatLedger:
         self._listener: Listener | None = None
         self._combiner: Combiner | None = None
         self._opening = asyncio.Lock()
+        self._opened = AsyncExitStack()  # what close() closes, the last one first
         self._closed = False
 
     async def open(self) -> Self:
@@ -127,20 +126,26 @@ class ChatLedger:
             from chatledger import embedded
 
             self._servers = await asyncio.to_thread(embedded.start, self._settings.data_dir)
-            source = self._pool = await open_pool(self._servers.database_url, self._settings)
-            async with self._pool.acquire() as connection:
+            self._opened.push_async_callback(asyncio.to_thread, self._servers.close)
+            source = await self._open_pool(self._servers.database_url)
+            async with source.acquire() as connection:
                 await migrate(connection)
             self._redis_url = self._redis_url or self._servers.redis_url
         elif isinstance(source, str):
-            source = self._pool = await open_pool(source, self._settings)
+            source = await self._open_pool(source)
         if self.database_url is not None:
-            self._heartbeat_pool = await open_pool(self.database_url, self._settings, size=1)
-            self._heartbeats = Database(self._heartbeat_pool, self._settings)
+            self._heartbeats = Database(await self._open_pool(self.database_url, size=1), self._settings)
         if not self._on_callers_connection:  # whose transaction each call belongs to, and nobody else sees
             self._combiner = Combiner(self._append)
             if self._redis_url is not None:
                 self._cache = SessionCache(self._redis_url, session_ttl=self._settings.session_ttl)
+                self._opened.push_async_callback(self._cache.close)
         return Database(source, self._settings)
+
+    async def _open_pool(self, url: str, size: int | None = None) -> Pool:
+        pool = await open_pool(url, self._settings, size=size)
+        self._opened.push_async_callback(pool.close)
+        return pool
 
     async def close(self) -> None:
         """Close what this ledger opened; later calls are refused. Harmless when closed already."""
@@ -149,21 +154,10 @@ class ChatLedger:
             await self._release()
 
     async def _release(self) -> None:
-        pools, self._pool, self._heartbeat_pool = (self._pool, self._heartbeat_pool), None, None
-        servers, self._servers = self._servers, None
-        cache, self._cache = self._cache, None
-        listener, self._listener = self._listener, None
+        opened, self._opened = self._opened, AsyncExitStack()
         self._database = self._heartbeats = self._combiner = None
-        async with AsyncExitStack() as closing:  # the last one first; all of them, also when this call is cancelled
-            if servers is not None:
-                closing.push_async_callback(asyncio.to_thread, servers.close)
-            for pool in pools:
-                if pool is not None:
-                    closing.push_async_callback(pool.close)
-            if listener is not None:
-                closing.push_async_callback(listener.close)
-            if cache is not None:
-                closing.push_async_callback(cache.close)
+        self._servers = self._cache = self._listener = None
+        await opened.aclose()  # all of it, also when this call is cancelled
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -733,6 +727,7 @@ class ChatLedger:
             source = self._settings.listen_url or self.database_url or self._given
             assert isinstance(source, str | asyncpg.Pool)
             self._listener = Listener(lambda: listening_connection(source), database, self._settings.follow_ttl)
+            self._opened.push_async_callback(self._listener.close)
         return self._listener
 
     # For operators

@@ -186,7 +186,7 @@ async def test_those_who_wait_when_the_ledger_is_closed_are_refused(database_url
     for refused in (waiting, ledger.append_messages(session_id, [user("late")]), ledger.get_session(session_id)):
         with pytest.raises(ChatLedgerError, match="was closed"):
             await refused
-    assert ledger._pool is None
+    assert ledger._database is None
     async with ledger:
         assert await texts(ledger, session_id) == ["first"]
 
