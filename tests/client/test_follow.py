@@ -35,6 +35,7 @@ from chatledger.follow import Listener, _Follower
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 Psql = Callable[..., Awaitable[str]]
 Events = AsyncGenerator[SessionEvent, None]
+HANGS = 120  # seconds, far more than anything here takes
 LISTENING = "datname = current_database() and query ~* '^(un)?listen'"
 
 
@@ -47,7 +48,7 @@ def users(start: int, stop: int) -> list[ChatMessage]:
 
 
 async def take(events: Events, count: int = 1) -> list[SessionEvent]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS):
         return [await anext(events) for _ in range(count)]
 
 
@@ -56,7 +57,7 @@ def told(events: list[SessionEvent]) -> list[tuple[str, int | None]]:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS):
         while not (await found if isinstance(found := condition(), Awaitable) else found):
             await asyncio.sleep(0.005)
 
