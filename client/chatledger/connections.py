@@ -40,7 +40,13 @@ _NOT_DONE = (
     asyncpg.TooManyConnectionsError,
     asyncpg.CannotConnectNowError,
 )
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, OSError)
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleSessionTimeoutError,
+    OSError,
+)
 
 
 class Database:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 
 from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings, functions
@@ -20,7 +21,12 @@ def user(text: str) -> ChatMessage:
 
 
 @asynccontextmanager
-async def answers_lost(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1) -> AsyncIterator[list[str]]:
+async def answers_lost(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    times: int = 1,
+    error: type[asyncpg.PostgresError] = asyncpg.ConnectionDoesNotExistError,
+) -> AsyncIterator[list[str]]:
     """The first calls of an SQL function are committed, and their connection breaks before the answer arrives."""
     real = getattr(functions, name)
     lost: list[str] = []
@@ -30,7 +36,7 @@ async def answers_lost(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 
         if len(lost) < times:
             lost.append(name)
             connection.terminate()
-            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+            raise error("connection was closed in the middle of operation")
         return answer
 
     with monkeypatch.context() as patch:
@@ -47,6 +53,19 @@ async def test_g3_an_append_whose_answer_got_lost_is_stored_once(
     assert len(lost) == 2
     assert [(r.sequence, r.appended) for r in receipts] == [(0, False), (1, False)]
     assert len(await ledger.get_messages(session.session_id)) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.IdleSessionTimeoutError]
+)
+async def test_a_connection_that_the_server_ended_with_an_error_is_lost(
+    ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch, error: type[asyncpg.PostgresError]
+) -> None:
+    session = await ledger.create_session()
+    async with answers_lost(monkeypatch, "append_messages", error=error) as lost:
+        [receipt] = await ledger.append_messages(session.session_id, [user("once")])
+    assert lost
+    assert (receipt.sequence, receipt.appended) == (0, False)
 
 
 async def test_creating_forking_adding_calls_and_usage_are_safe_to_repeat(
@@ -119,6 +138,25 @@ async def test_connections_that_the_server_ended_are_replaced(ledger: ChatLedger
         )
         [receipt] = await ledger.append_messages(session.session_id, [user(str(n))])
         assert receipt.sequence == n
+
+
+async def test_a_call_on_a_connection_that_idled_too_long_is_made_on_another_one(
+    database_url: str, connect: Connect
+) -> None:
+    admin = await connect()
+    name = await admin.fetchval("select current_database()")
+    await admin.execute(f"alter database \"{name}\" set idle_session_timeout = '50ms'")
+    async with ChatLedger(database_url) as ledger:
+        session = await ledger.create_session()
+        # Waits without the event loop, so that the client learns of the end when it makes the call.
+        with psycopg.connect(database_url, options="-c idle_session_timeout=0", autocommit=True) as watcher:
+            while watcher.execute(
+                "select from pg_stat_activity where datname = current_database() and query like '%create_session%'"
+                " and pid <> pg_backend_pid()"
+            ).fetchall():
+                pass
+        [receipt] = await ledger.append_messages(session.session_id, [user("hi")])
+        assert receipt.sequence == 0
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])

@@ -247,7 +247,7 @@ def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random, faults: 
         Job("client-proxied", "client", seed, rig.proxy.url, redis, sessions, tasks=1, cancels=0.05),
         Job(
             "client-timeouts", "client", seed,
-            rig.postgres.url(lock_timeout="10", statement_timeout="25"), redis, sessions,
+            rig.postgres.url(lock_timeout="10", statement_timeout="25", idle_session_timeout="5"), redis, sessions,
         ),
         Job(
             "client-serializable", "client", seed,
