@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 Json = dict[str, Any]
 Outcome = Literal["acknowledged", "refused", "unknown"]
-Kind = Literal["append", "save", "amend", "add_tool_call", "usage", "truncate", "delete", "read"]
+Kind = Literal[
+    "append", "save", "amend", "add_tool_call", "update", "usage", "truncate", "delete", "fork", "read", "pages", "list"
+]
 
 BODY = ("role", "content", "tool_calls", "tool_call_id", "metadata")
 """The fields that the writers of these tests use."""
@@ -22,20 +24,24 @@ BODY = ("role", "content", "tool_calls", "tool_call_id", "metadata")
 class Call:
     """One call of one writer or reader. Times are those of the machine's monotonic clock, the same in all processes.
 
-    What ``sent`` holds, by key: ``messages``, the new messages; ``metadata``, keys of the session's metadata;
+    What ``sent`` holds, by key: ``messages``, the new messages; ``header``, what is to change in the session's header;
     ``usage``, pairs of id and tokens; ``message_id``, ``keys``, ``content``, ``expected_version`` of an amendment;
-    ``tool_call``, with the ``message_id`` that a new message would get; ``from_sequence``.
+    ``tool_call``, with the ``message_id`` that a new message would get; ``from_sequence``; ``fork`` and ``at``, a
+    fork's id and last sequence; ``user``, whose list, and ``limit``, the length of its pages.
 
     What ``answer`` holds: of an append or save, ``[message_id, sequence, appended]`` a message; of an amendment
-    ``version`` and ``amended``; of a tool call ``message_id`` and ``sequence``; of a truncation ``next_sequence``; of a
-    read, None for a session that is not there, else ``version``, ``next_sequence`` and
-    ``messages``: ``[sequence, message_id, amended_version, fingerprint]`` each.
+    ``version`` and ``amended``; of a tool call ``message_id`` and ``sequence``; of a truncation ``next_sequence``; of
+    an update of the header or of usage, ``version`` and ``header``; of a read, None for a session that is not there,
+    else ``version``, ``header``, ``next_sequence`` and ``messages``: ``[sequence, message_id, amended_version,
+    fingerprint]`` each; of a walk through the pages of a session, ``messages``; of one through a list, page by page,
+    ``[session, version, header]`` each.
     """
 
     writer: str
     number: int
     kind: Kind
     session: str
+    """Empty: a list's."""
     sent: Json
     start: int
     end: int | None = None
@@ -62,14 +68,17 @@ class Row:
 class Stored:
     """What is stored of a session."""
 
+    session: str = ""
+    user: str = ""
+    """Whose it is, or was before it was deleted."""
     rows: list[Row] = field(default_factory=list)
     next_sequence: int = 0
     version: int = 1
     updated_at: int = 0
     deleted: bool = False
-    metadata: Json = field(default_factory=dict)
-    total_tokens: int = 0
+    header: Json = field(default_factory=lambda: header_of(None, False, 0, {}))
     usage: dict[str, int] = field(default_factory=dict)
+    forks: list[Stored] = field(default_factory=list)
 
 
 class Recorder:
@@ -107,6 +116,11 @@ def calls_of(lines: Iterable[str]) -> list[Call]:
                 told["end"], told["outcome"], told["answer"], told["error"],
             )  # fmt: skip
     return list(calls.values())
+
+
+def header_of(title: str | None, pinned: bool, total_tokens: int, metadata: Json) -> Json:
+    """A session's header, with each key of the metadata by itself: the writers use none twice."""
+    return {"title": title, "pinned": pinned, "total_tokens": total_tokens, **metadata}
 
 
 def body_of(message: Json) -> Json:

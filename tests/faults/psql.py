@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .history import Call, Json, Recorder, fingerprint
+from .history import Call, Json, Recorder, fingerprint, header_of
 from .writers import GONE, LONGEST_CALL, Session, messages, tool_call
 
 _OPTIONS = ("-X", "-q", "-A", "-t", "-v", "VERBOSITY=sqlstate")
@@ -65,7 +65,7 @@ class Psql:
 
 
 class PsqlWriter:
-    """Appends, adds tool calls, amends and records usage in plain SQL."""
+    """Appends, adds tool calls, amends, changes the header and records usage in plain SQL."""
 
     def __init__(self, name: str, psql: Psql, sessions: list[Session], seed: str, write: Callable[[str], Any]) -> None:
         self.name = name
@@ -108,8 +108,10 @@ class PsqlWriter:
             await self._add_tool_call(session)
         elif thing < 0.9:
             await self._amend(session)
-        else:
+        elif thing < 0.95:
             await self._record_usage(session)
+        else:
+            await self._update(session)
 
     async def _append(self, session: str, batch: list[Json]) -> Call:
         call = self._recorder.begin("append", session, messages=batch)
@@ -153,12 +155,22 @@ class PsqlWriter:
             call = self._recorder.begin("usage", session, usage=[(name, tokens)])
             rows = await self._answered(
                 call,
-                "select to_json(total_tokens)"
-                f" from chatledger.record_usage({_literal(session)}, '{name}', 0, 0, {tokens})",
+                f"select to_json(s) from chatledger.record_usage({_literal(session)}, '{name}', 0, 0, {tokens}) as s",
             )
-            if rows is not None:
-                self._recorder.end(call, "acknowledged")
+            if rows:
+                self._recorder.end(call, "acknowledged", _seen_header(rows[0]))
                 return
+
+    async def _update(self, session: str) -> None:
+        name = self._new_name()
+        call = self._recorder.begin("update", session, header={"title": name, name: "set"})
+        rows = await self._answered(
+            call,
+            f"select to_json(s) from chatledger.update_session({_literal(session)}, p_title => '{name}',"
+            f" p_metadata => '{json.dumps({name: 'set'})}') as s",
+        )
+        if rows:
+            self._recorder.end(call, "acknowledged", _seen_header(rows[0]))
 
     async def _answered(self, call: Call, statement: str) -> list[Any] | None:
         """Return the rows; None when there are none, which is noted."""
@@ -207,9 +219,14 @@ class PsqlReader:
             self._recorder.end(call, "acknowledged")
         else:
             first, *rows = map(json.loads, lines)
-            answer = {"version": first["session"]["version"], "next_sequence": first["session"]["next_sequence"]}
+            answer = _seen_header(first["session"]) | {"next_sequence": first["session"]["next_sequence"]}
             shown = [[r["sequence"], r["message_id"], r["amended_version"], fingerprint(r)] for r in rows]
             self._recorder.end(call, "acknowledged", answer | {"messages": shown})
+
+
+def _seen_header(session: Json) -> Json:
+    header = header_of(*(session[name] for name in ("title", "pinned", "total_tokens", "metadata")))
+    return {"version": session["version"], "header": header}
 
 
 def _literal(text: str) -> str:

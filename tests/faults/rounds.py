@@ -25,7 +25,7 @@ from tests.cache.conftest import Server as Valkey
 
 from . import checker, writers
 from .faults import DISTURBED
-from .history import BODY, Call, Row, Stored, calls_of
+from .history import BODY, Call, Row, Stored, calls_of, header_of
 from .psql import Psql, PsqlReader, PsqlWriter
 from .servers import PgBouncer, Postgres, Proxy, small_disk
 from .writers import Job, Session
@@ -170,13 +170,13 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
     result = Round(seed)
     prefix = f"r{seed}-"
     sessions = [
-        Session(f"{prefix}kept"),
-        Session(f"{prefix}cut", truncated=True),
-        Session(f"{prefix}gone", deleted=True),
+        Session(f"{prefix}kept", f"{prefix}ann"),
+        Session(f"{prefix}cut", f"{prefix}bob", truncated=True),
+        Session(f"{prefix}gone", f"{prefix}ann", deleted=True),
     ]
     async with rig.postgres.admin() as admin:
         for session in sessions:
-            await admin.execute("select chatledger.create_session($1)", session.id)
+            await admin.execute("select chatledger.create_session($1, $2)", session.id, session.user)
 
     jobs = _jobs(rig, seed, sessions, choice, {fault.__name__ for fault in faults})
     lines: list[str] = []
@@ -224,13 +224,15 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
     result.calls = calls_of(lines)
     async with rig.postgres.admin() as admin:
         for session in sessions:
-            stored = result.stored[session.id] = await _stored(admin, session.id)
-            calls = [call for call in result.calls if call.session == session.id]
+            stored = result.stored[session.id] = await _stored(admin, session)
+            calls = [call for call in result.calls if call.session in (session.id, "")]
             result.problems += [f"{session.id}: {problem}" for problem in checker.violations(calls, stored)]
-            if not stored.deleted:
-                rows = await admin.fetch("select * from chatledger.verify_session($1)", session.id)
-                result.problems += [f"{session.id}: verify_session: {dict(row)}" for row in rows]
-        await admin.execute("delete from chatledger.sessions where id = any($1)", [session.id for session in sessions])
+            for part in (stored, *stored.forks):
+                if not part.deleted:
+                    rows = await admin.fetch("select * from chatledger.verify_session($1)", part.session)
+                    result.problems += [f"{part.session}: verify_session: {dict(row)}" for row in rows]
+        ids = [part.session for stored in result.stored.values() for part in (stored, *stored.forks)]
+        await admin.execute("delete from chatledger.sessions where id = any($1)", ids)
     return result
 
 
@@ -262,14 +264,17 @@ def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random, faults: 
     return [direct, *hit, *choice.sample(others, 2 - len(hit))]
 
 
-async def _stored(admin: Connection, session_id: str) -> Stored:
-    """What is stored of a session, by plain queries."""
-    session = await admin.fetchrow("select * from chatledger.sessions where id = $1", session_id)
+async def _stored(admin: Connection, wanted: Session) -> Stored:
+    """What is stored of a session and its forks, by plain queries."""
+    session = await admin.fetchrow("select * from chatledger.sessions where id = $1", wanted.id)
     if session is None:
-        return Stored()
-    rows = await admin.fetch("select * from chatledger.messages where session_id = $1 order by sequence", session_id)
-    usage = await admin.fetch("select * from chatledger.usage_records where session_id = $1", session_id)
+        return Stored(wanted.id, wanted.user)
+    rows = await admin.fetch("select * from chatledger.messages where session_id = $1 order by sequence", wanted.id)
+    usage = await admin.fetch("select * from chatledger.usage_records where session_id = $1", wanted.id)
+    forks = await admin.fetch("select id from chatledger.sessions where forked_from = $1", wanted.id)
     return Stored(
+        wanted.id,
+        wanted.user,
         rows=[
             Row(
                 row["sequence"],
@@ -285,9 +290,9 @@ async def _stored(admin: Connection, session_id: str) -> Stored:
         version=session["version"],
         updated_at=_microseconds(session["updated_at"]),
         deleted=session["deleted_at"] is not None,
-        metadata=json.loads(session["metadata"]),
-        total_tokens=session["total_tokens"],
+        header=header_of(session["title"], session["pinned"], session["total_tokens"], json.loads(session["metadata"])),
         usage={row["usage_id"]: row["total_tokens"] for row in usage},
+        forks=[await _stored(admin, Session(fork["id"], wanted.user)) for fork in forks],
     )
 
 

@@ -14,16 +14,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Literal
 
 import asyncpg
 
-from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, Settings, Usage
+from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, SessionHeader, Settings, Usage
 
-from .history import Call, Json, Kind, Outcome, Recorder, fingerprint
+from .history import Call, Json, Kind, Outcome, Recorder, fingerprint, header_of
 
 DONE = b"done\n"  # the last line of a process that came to its end
 LONGEST_CALL = 30.0
@@ -40,6 +40,7 @@ class Session:
     """A session that is written to, and what may be done to it besides."""
 
     id: str
+    user: str
     truncated: bool = False
     deleted: bool = False
 
@@ -86,8 +87,24 @@ def seen(session: ChatSession | None) -> Json | None:
     """What a read notes of what it saw."""
     if session is None:
         return None
-    shown = [[m.sequence, m.message_id, m.amended_version, fingerprint(m.model_dump())] for m in session.messages]
-    return {"version": session.version, "next_sequence": session.next_sequence, "messages": shown}
+    return seen_header(session) | {
+        "next_sequence": session.next_sequence, "messages": seen_messages(session.messages),
+    }  # fmt: skip
+
+
+def seen_messages(shown: Iterable[ChatMessage]) -> list[list[Any]]:
+    return [[m.sequence, m.message_id, m.amended_version, fingerprint(m.model_dump())] for m in shown]
+
+
+def seen_header(session: SessionHeader) -> Json:
+    header = header_of(session.title, session.pinned, session.usage.total_tokens, session.metadata)
+    return {"version": session.version, "header": header}
+
+
+def header_change(name: str, choice: Random) -> Json:
+    """What somebody wants of a session's header: some of a title, a pin and a key of the metadata."""
+    wanted = {"title": name, "pinned": choice.random() < 0.5, name: "set"}
+    return {key: value for key, value in wanted.items() if choice.random() < 0.4}
 
 
 def told(error: BaseException) -> tuple[Outcome, str]:
@@ -154,12 +171,14 @@ class ClientWriter(Writer):
         self.ledger = ledger
         self.own: dict[str, list[str]] = {session.id: [] for session in job.sessions}
         self.copies: dict[str, ChatSession | None] = {}
-        self.usage: dict[str, list[tuple[str, int]]] = {}  # what a copy counted and was not told to be saved
+        # What was changed in a copy and was not told to be saved.
+        self.headers: dict[str, Json] = {}
+        self.usage: dict[str, list[tuple[str, int]]] = {}
 
     async def one_thing(self, session: Session) -> None:
         things = [
             (self.append_until_known, 8), (self.save, 6), (self.amend_metadata, 2), (self.amend_content, 2),
-            (self.add_tool_call, 3), (self.record_usage, 2), (self.read, 2),
+            (self.add_tool_call, 3), (self.update, 2), (self.record_usage, 2), (self.read, 2), (self.fork, 3),
             (self.truncate, 2 if session.truncated else 0), (self.delete, 1 if session.deleted else 0),
         ]  # fmt: skip
         thing, *_ = self.choice.choices([t for t, _ in things], [weight for _, weight in things])
@@ -199,13 +218,17 @@ class ClientWriter(Writer):
         copy = self.copies.get(session.id)
         if copy is None:
             copy = self.copies[session.id] = await self.read(session)
-            self.usage[session.id] = []
+            self.headers[session.id], self.usage[session.id] = {}, []
             if copy is None:
                 return
         name = self.new_name()
         copy.messages += [ChatMessage.model_validate(message) for message in messages(name, self.choice)]
-        if self.choice.random() < 0.5:
-            copy.metadata[name] = "set"
+        for key, value in header_change(name, self.choice).items():
+            self.headers[session.id][key] = value
+            if key in ("title", "pinned"):
+                setattr(copy, key, value)
+            else:
+                copy.metadata[key] = value
         if self.choice.random() < 0.5:
             tokens = self.choice.randrange(1, 100)
             copy.usage.total_tokens += tokens
@@ -214,13 +237,12 @@ class ClientWriter(Writer):
         call, saved = await self.call(
             "save", session, self.ledger.save_session(copy),
             messages=[m.model_dump(exclude_none=True) for m in new],
-            metadata=[key for key in copy.metadata if key.startswith(self.name)],
-            usage=self.usage[session.id],
+            header=self.headers[session.id], usage=self.usage[session.id],
         )  # fmt: skip
         if call.end is None:
             assert saved is copy
             self.recorder.end(call, "acknowledged", [[m.message_id, m.sequence, None] for m in new])
-            self.usage[session.id] = []
+            self.headers[session.id], self.usage[session.id] = {}, []
         elif call.outcome == "refused" and call.error == GONE:
             del self.copies[session.id]
 
@@ -270,11 +292,68 @@ class ClientWriter(Writer):
         name, tokens = self.new_name(), self.choice.randrange(1, 100)
         for _ in range(2):
             work = self.ledger.record_usage(session.id, Usage(total_tokens=tokens), usage_id=name)
-            call, _ = await self.call("usage", session, work, usage=[(name, tokens)])
+            call, counted = await self.call("usage", session, work, usage=[(name, tokens)])
+            if call.end is None:
+                self.recorder.end(call, "acknowledged", seen_header(counted))
+                if self.choice.random() < 0.8:
+                    return  # else: delivered once more
+
+    async def update(self, session: Session) -> None:
+        wanted = header_change(self.new_name(), self.choice)
+        metadata = {key: value for key, value in wanted.items() if key not in ("title", "pinned")}
+        work = self.ledger.update_session(
+            session.id, title=wanted.get("title"), pinned=wanted.get("pinned"), metadata=metadata
+        )
+        call, updated = await self.call("update", session, work, header=wanted)
+        if call.end is None:
+            self.recorder.end(call, "acknowledged", seen_header(updated))
+
+    async def fork(self, session: Session) -> None:
+        found = await self.read(session)
+        if found is None or not found.next_sequence:
+            return
+        name = f"{session.id}-{self.new_name()}"
+        at = self.choice.choice((None, self.choice.randrange(found.next_sequence)))
+        for _ in range(2):
+            work = self.ledger.fork_session(session.id, name, at_sequence=at)
+            call, _ = await self.call("fork", session, work, fork=name, at=at)
             if call.end is None:
                 self.recorder.end(call, "acknowledged")
                 if self.choice.random() < 0.8:
-                    return  # else: delivered once more
+                    return  # else: asked for once more
+
+    async def pages(self, session: Session) -> None:
+        """Walk through the pages of a session, from either end."""
+
+        async def walk(limit: int, *, forward: bool) -> list[ChatMessage]:
+            walked: list[ChatMessage] = []
+            while True:
+                after = walked[-1].sequence if forward and walked else -1 if forward else None
+                before = walked[0].sequence if walked and not forward else None
+                page = await self.ledger.get_messages(session.id, after=after, before=before, limit=limit)
+                walked = walked + page if forward else page + walked
+                if len(page) < limit:
+                    return walked
+
+        limit = self.choice.randrange(10, 50)
+        call, walked = await self.call("pages", session, walk(limit, forward=self.choice.random() < 0.5), limit=limit)
+        if call.end is None:
+            self.recorder.end(call, "acknowledged", {"messages": seen_messages(walked)})
+
+    async def lists(self, session: Session) -> None:
+        """Walk through the pages of the list of a session's owner."""
+
+        async def walk() -> list[SessionHeader]:
+            walked, cursor = [], None
+            while True:
+                page = await self.ledger.list_sessions(session.user, limit=2, cursor=cursor)
+                walked += page.sessions
+                if (cursor := page.cursor) is None:
+                    return walked
+
+        call, walked = await self.call("list", Session("", session.user), walk(), user=session.user)
+        if call.end is None:
+            self.recorder.end(call, "acknowledged", [[s.session_id, *seen_header(s).values()] for s in walked])
 
     async def truncate(self, session: Session) -> None:
         found = await self.read(session)
@@ -299,10 +378,12 @@ class ClientReader(ClientWriter):
 
     async def run(self) -> None:
         while not self.finish.is_set():
-            await self.read(self.choice.choice(self.job.sessions))
+            [look] = self.choice.choices((self.read, self.pages, self.lists), (8, 1, 1))
+            await look(self.choice.choice(self.job.sessions))
             await asyncio.sleep(self.choice.random() * 0.02)
         for session in self.job.sessions:
-            await self.read(session)
+            for look in (self.read, self.pages, self.lists):
+                await look(session)
 
 
 class DirectWriter(Writer):
