@@ -22,6 +22,7 @@ test: .venv/ready
 	$(BIN)/pytest -n auto $(TESTS)
 
 torture: .venv/ready
+	CHATLEDGER_TEST_TORTURE=1 $(BIN)/pytest -n auto -m hypothesis tests
 	CHATLEDGER_TEST_TORTURE=1 $(BIN)/pytest -n auto tests/faults
 	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --seed $(SEED)
 

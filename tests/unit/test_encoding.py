@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from chatledger import ChatMessage, InvalidArgument, InvalidMessage
 from chatledger.encoding import clean_text, encode_json, encode_message, encode_object
+from tests.database.helpers import examples
 
 any_text = st.text(st.characters())  # lone surrogates and NUL included
 any_json = st.recursive(
@@ -29,6 +30,7 @@ def storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
+@examples
 @given(any_text)
 def test_clean_text_changes_only_what_postgres_cannot_store(text: str) -> None:
     cleaned = clean_text(text)
@@ -37,6 +39,7 @@ def test_clean_text_changes_only_what_postgres_cannot_store(text: str) -> None:
     assert all(after == before for before, after in zip(text, cleaned, strict=True) if storable(before))
 
 
+@examples
 @given(any_json)
 def test_encoded_json_is_storable_and_keeps_every_item(value: Any) -> None:
     text = encode_json(value)

@@ -6,12 +6,13 @@ from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chatledger import ChatMessage, ChatSession, intent
 from chatledger.encoding import encode_changes
 from chatledger.models import SessionHeader, stored_message
+from tests.database.helpers import examples
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -61,7 +62,7 @@ def to_send(session: ChatSession) -> Any:
     return intended.header, messages, intended.usage, session._saved.messages_sent
 
 
-@settings(deadline=None)
+@examples
 @given(session=sessions())
 def test_a_copy_goes_through_json_with_its_changes(session: ChatSession) -> None:
     copy = ChatSession.model_validate_json(session.model_dump_json())
@@ -70,7 +71,7 @@ def test_a_copy_goes_through_json_with_its_changes(session: ChatSession) -> None
     assert to_send(copy) == to_send(session)
 
 
-@settings(deadline=None)
+@examples
 @given(body=st.fixed_dictionaries({"role": st.just("user")}, optional={"content": texts | calls, "x": values}))
 def test_a_frozen_body_is_thawed_as_it_was(body: dict[str, Any]) -> None:
     message = ChatMessage.model_validate(body)

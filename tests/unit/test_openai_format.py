@@ -24,6 +24,7 @@ from chatledger.openai_format import (
     merge_consecutive_assistant_messages,
     to_openai_messages,
 )
+from tests.database.helpers import TORTURE, examples
 
 Dicts = list[dict[str, Any]]
 
@@ -530,7 +531,7 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
     return [ChatMessage.model_validate(body) for body in draw(st.lists(message, max_size=14))]
 
 
-any_history = settings(deadline=None, max_examples=200)
+any_history = settings(examples, max_examples=1000 if TORTURE else 200)
 
 
 @any_history
