@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 from collections.abc import Awaitable, Callable
@@ -166,6 +167,12 @@ async def open_pool(database_url: str, settings: Settings, size: int | None = No
         connect=connect,
     )
     return pool
+
+
+async def close_pool(pool: Pool) -> None:
+    """Close a pool. It makes no odds that the server ended a connection first: asyncpg then drops the others."""
+    with contextlib.suppress(*_LOST, asyncpg.InternalClientError):
+        await pool.close()
 
 
 async def _leave_as_is(connection: Connection) -> None:

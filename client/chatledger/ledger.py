@@ -17,7 +17,7 @@ from chatledger.cache import SessionCache
 from chatledger.cached_read import read_through
 from chatledger.combining import Combiner
 from chatledger.config import Settings
-from chatledger.connections import Database, Result, open_pool
+from chatledger.connections import Database, Result, close_pool, open_pool
 from chatledger.encoding import (
     clean_or_new_id,
     clean_text,
@@ -144,7 +144,7 @@ class ChatLedger:
 
     async def _open_pool(self, url: str, size: int | None = None) -> Pool:
         pool = await open_pool(url, self._settings, size=size)
-        self._opened.push_async_callback(pool.close)
+        self._opened.push_async_callback(close_pool, pool)
         return pool
 
     async def close(self) -> None:

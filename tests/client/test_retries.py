@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-import psycopg
 import pytest
 
 from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings, functions
@@ -140,23 +140,23 @@ async def test_connections_that_the_server_ended_are_replaced(ledger: ChatLedger
         assert receipt.sequence == n
 
 
-async def test_a_call_on_a_connection_that_idled_too_long_is_made_on_another_one(
-    database_url: str, connect: Connect
+async def test_a_ledger_closes_whose_connection_the_server_has_just_ended(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin = await connect()
-    name = await admin.fetchval("select current_database()")
-    await admin.execute(f"alter database \"{name}\" set idle_session_timeout = '50ms'")
-    async with ChatLedger(database_url) as ledger:
-        session = await ledger.create_session()
-        # Waits without the event loop, so that the client learns of the end when it makes the call.
-        with psycopg.connect(database_url, options="-c idle_session_timeout=0", autocommit=True) as watcher:
-            while watcher.execute(
-                "select from pg_stat_activity where datname = current_database() and query like '%create_session%'"
-                " and pid <> pg_backend_pid()"
-            ).fetchall():
-                pass
-        [receipt] = await ledger.append_messages(session.session_id, [user("hi")])
-        assert receipt.sequence == 0
+    real = asyncpg.Connection.close
+    closed: list[asyncpg.Connection[asyncpg.Record]] = []
+
+    async def close(connection: asyncpg.Connection[asyncpg.Record], *, timeout: float | None = None) -> None:
+        closed.append(connection)
+        ended = select.poll()
+        ended.register(connection._transport.get_extra_info("socket"), select.POLLHUP)  # type: ignore[attr-defined]
+        ended.poll()  # without the event loop, so that the client does not notice
+        await real(connection, timeout=timeout)
+
+    monkeypatch.setattr(asyncpg.Connection, "close", close)
+    async with ChatLedger(f"{database_url}&idle_session_timeout=50") as ledger:
+        await ledger.create_session()
+    assert closed
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
