@@ -111,7 +111,11 @@ def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> t
     texts: dict[str, str] = {}
     for change in changed:
         text = encode_message(change.message, change.index)
-        change.stored_id, change.stored = _decoded(text)
+        try:
+            change.stored_id, change.stored = _decoded(text)
+        except ValueError:
+            check_depth(change.message, change.index)
+            raise
         before = change.before
         if before is None:
             first = text
@@ -129,6 +133,19 @@ def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> t
             raise invalid_message(change.index, "role", "cannot change: the message is stored")
         amendments.append(intent.amendment(change.stored_id, before, change.stored))
     return new, [encode_json(amendment) for amendment in amendments if amendment], indexes
+
+
+def check_depth(message: ChatMessage, index: int) -> None:
+    """Look for what makes a message impossible to compare with the stored one.
+
+    Raises:
+        InvalidMessage: A field contains itself, or is nested deeper than pydantic reads, let alone the ledger takes.
+    """
+    for field, value in (message.__dict__ | (message.__pydantic_extra__ or {})).items():
+        try:
+            from_json(encode_json({field: None if field in intent.PLACE_FIELDS else value}))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise invalid_message(index, field, f"is not JSON, or is nested too deeply: {error}") from error
 
 
 def _decoded(text: str) -> tuple[str, dict[str, Any]]:

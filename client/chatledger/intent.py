@@ -310,7 +310,7 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
     saved.usage_sent = [sent for sent in saved.usage_sent if sent["usage_id"] not in ids]
 
     stored = _header_of(outcome.session)
-    if stored.version > saved.version:
+    if stored.version >= saved.version:  # also the same: what was to be changed may be as it was, or never be so
         for name, value in stored.header.items():
             if getattr(session, name) == intent.sent.header[name]:
                 setattr(session, name, value)

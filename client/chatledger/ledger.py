@@ -19,6 +19,7 @@ from chatledger.combining import Combiner
 from chatledger.config import Settings
 from chatledger.connections import Database, Result, close_pool, open_pool
 from chatledger.encoding import (
+    check_depth,
     clean_or_new_id,
     clean_text,
     encode_changes,
@@ -26,7 +27,7 @@ from chatledger.encoding import (
     encode_object,
     invalid_message,
 )
-from chatledger.errors import ChatLedgerError, InvalidMessage, MessageIdConflict
+from chatledger.errors import ChatLedgerError, InvalidArgument, InvalidMessage, MessageIdConflict
 from chatledger.follow import Listener, SessionEvent, follow, listening_connection
 from chatledger.lease import LeaseOptions
 from chatledger.migrations import migrate
@@ -270,10 +271,19 @@ class ChatLedger:
             return await self._save(session, fence)
 
     async def _save(self, session: ChatSession, fence: int | None) -> ChatSession:
+        # pydantic does not look at what is assigned, or appended to a list.
+        for name, kind in (("messages", list), ("metadata", dict), ("usage", Usage)):
+            if not isinstance(given := getattr(session, name), kind):
+                raise InvalidArgument(f"the session's {name}: expected a {kind.__name__}, not {type(given).__name__}")
         for index, message in enumerate(session.messages):
-            if not isinstance(message, ChatMessage):  # pydantic does not look at what is appended to a list
+            if not isinstance(message, ChatMessage):
                 raise invalid_message(index, "", f"is a {type(message).__name__}; expected a ChatMessage")
-        intended = intent.changes(session, session._saved, new_id())
+        try:
+            intended = intent.changes(session, session._saved, new_id())
+        except RecursionError as error:
+            for index, message in enumerate(session.messages):
+                check_depth(message, index)
+            raise InvalidArgument("the session's metadata contains itself, or is nested too deeply") from error
         intent.remember_usage(session._saved, intended)
         unknown = dict(session._saved.messages_sent)
         try:
@@ -662,6 +672,7 @@ class ChatLedger:
 
         Raises:
             ChatLedgerError: The ledger is on a connection of the caller's, whose transaction no heartbeat can join.
+            InvalidArgument: A time is no number, or an id no string.
 
         Entering raises:
             StreamBusy: Another stream holds the lease; ``owner`` and ``expires_at`` say whose and until when.
@@ -678,12 +689,14 @@ class ChatLedger:
             clean_text(session_id),
             _clean(user_id),
             clean_text(owner) if owner is not None else f"{socket.gethostname()}:{os.getpid()}",
-            self._settings.stream_ttl if ttl is None else ttl,
-            wait or 0.0,
+            self._settings.stream_ttl if ttl is None else _seconds(ttl, "ttl"),
+            0.0 if wait is None else _seconds(wait, "wait"),
             force,
             max_streams,
         )
-        interval = self._settings.flush_interval if flush_interval is None else flush_interval
+        interval = (
+            self._settings.flush_interval if flush_interval is None else _seconds(flush_interval, "flush_interval")
+        )
         return Stream(self._run, self._run_apart, options, interval)
 
     # Following
@@ -772,6 +785,16 @@ def _in_callers_list(
 
 def _clean(text: str | None) -> str | None:
     return None if text is None else clean_text(text)
+
+
+_FOREVER = 1e9
+"""Seconds: more than this, some timers and intervals do not take."""
+
+
+def _seconds(given: float, argument: str) -> float:
+    if not isinstance(given, int | float) or given != given:
+        raise InvalidArgument(f"{argument}: expected a number of seconds", detail={"argument": argument})
+    return max(-_FOREVER, min(given, _FOREVER))
 
 
 def _encoded(value: Mapping[str, Any] | None, argument: str) -> str | None:

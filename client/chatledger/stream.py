@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from chatledger import functions, intent
 from chatledger.encoding import clean_or_new_id, encode_message, encode_object
-from chatledger.errors import ChatLedgerError, SessionNotFound, StaleFence
+from chatledger.errors import ChatLedgerError, InvalidArgument, SessionNotFound, StaleFence
 from chatledger.growing import GrowingMessage, is_empty
 from chatledger.lease import CLOSING, MAY_PASS, HeldLease, LeaseOptions, outlast
 from chatledger.models import AppendReceipt, ChatMessage, ToolCallReceipt
@@ -82,9 +82,19 @@ class Stream:
 
         Raises:
             StaleFence, SessionNotFound: The lease is lost.
+            InvalidArgument: It is no chunk, or one that openai's own code cannot add to those before.
             ChatLedgerError: The ledger refused what was fed before; or the stream was left already, or not entered yet.
         """
         self._check_open()
+        try:
+            self._take_in(chunk)
+        except Exception as error:  # of any kind: openai's client takes anything that a server sends for a chunk
+            raise InvalidArgument(
+                f"the chunk cannot be added to those before: {type(error).__name__}", detail={"argument": "chunk"}
+            ) from error
+        self._grown.set()
+
+    def _take_in(self, chunk: ChatCompletionChunk) -> None:
         if is_empty(chunk):
             return
         if self._messages and self._messages[-1].takes(chunk):
@@ -94,7 +104,6 @@ class Stream:
             message.add(chunk)
             self._close_message()
             self._messages.append(message)
-        self._grown.set()
 
     async def append(
         self, messages: ChatMessage | Mapping[str, Any] | Iterable[ChatMessage | Mapping[str, Any]]
