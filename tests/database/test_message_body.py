@@ -116,16 +116,17 @@ messages = st.builds(
 def exactly(value: Any) -> Any:
     """The value with its numbers as decimals, so that 2**70 and 2.0**70 are not mixed up, and true is not 1."""
     parsed = json.loads(json.dumps(value), parse_int=Decimal, parse_float=Decimal)
-    return _without_booleans(parsed)
+    return without_booleans(parsed)
 
 
-def _without_booleans(value: Any) -> Any:
+def without_booleans(value: Any) -> Any:
+    """The value with a text for each boolean, since to Python true is 1."""
     if isinstance(value, bool):
         return f"the boolean {value}"
     if isinstance(value, list):
-        return [_without_booleans(item) for item in value]
+        return [without_booleans(item) for item in value]
     if isinstance(value, dict):
-        return {key: _without_booleans(item) for key, item in value.items()}
+        return {key: without_booleans(item) for key, item in value.items()}
     return value
 
 
@@ -135,7 +136,7 @@ async def stored_exactly(connection: Connection, session_id: str) -> list[Any]:
         "order by sequence",
         session_id,
     )
-    return [_without_booleans(json.loads(row["body"], parse_int=Decimal, parse_float=Decimal)) for row in rows]
+    return [without_booleans(json.loads(row["body"], parse_int=Decimal, parse_float=Decimal)) for row in rows]
 
 
 @examples
