@@ -26,6 +26,7 @@ import chatledger
 from chatledger import ChatLedger, ChatMessage, ChatSession, MessageNotFound, Settings, functions
 from chatledger.cache import SessionCache, _sealed, _unsealed
 from chatledger.encoding import encode_message
+from tests.client.cancelling import was_cancelled_at
 from tests.database.helpers import examples
 
 if TYPE_CHECKING:
@@ -263,6 +264,32 @@ async def test_a_damaged_copy_leaves_no_task_behind(
     [task] = asked
     assert task is not None
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("copy", ["none", "old", "damaged"])
+async def test_a_read_may_be_cancelled_at_every_await_and_made_again(
+    cached: ChatLedger, database_url: str, server: Server, copy: str
+) -> None:
+    for number in range(1, 200):
+        session = await saved(cached, "one")
+        if copy == "old":
+            await cached.append_messages(session.session_id, [user("two")])
+        elif copy == "damaged":
+            server.redis.hset(key(session), "0", _sealed(b"0", b"[]"))
+        else:
+            server.redis.delete(key(session))
+        settings = every_session(pool_size=1)  # since a connection that leaked would be missed
+        async with asyncio.timeout(40), ChatLedger(database_url, server.url, settings=settings) as small:
+            cancelled = await was_cancelled_at(number, small.get_session(session.session_id))
+            for _ in range(2):
+                loaded = await load(small, session)
+                assert [message.content for message in loaded.messages] == ["one", "two"][: 1 + (copy == "old")]
+            assert small._pool is not None
+            assert small._pool.get_idle_size() == small._pool.get_size()
+        if not cancelled:
+            assert number > 3
+            return
+    pytest.fail("it never comes to its end")
 
 
 ODD = [b"", b"0", b"-1", b"null", b"{}", b"[]", b'{"role": "user"}', b"9" * 5000, b"[" * 5000]
