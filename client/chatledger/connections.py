@@ -12,7 +12,14 @@ from urllib.parse import unquote
 
 import asyncpg
 
-from chatledger.errors import ChatLedgerError, DatabaseUnavailable, InvalidArgument, MigrationError, from_postgres
+from chatledger.errors import (
+    ChatLedgerError,
+    DatabaseUnavailable,
+    InvalidArgument,
+    MigrationError,
+    from_postgres,
+    without_detail,
+)
 
 if TYPE_CHECKING:
     from chatledger.config import Settings
@@ -86,7 +93,7 @@ class Database:
                 may_be_done = isinstance(error, _ConnectionLost | asyncpg.InternalClientError)
                 if (may_be_done and not repeatable) or self._loop.time() + pause > deadline:
                     raise DatabaseUnavailable(
-                        f"the database did not answer: {str(error) or 'no connection in time'}",
+                        f"the database did not answer: {without_detail(error) or 'no connection in time'}",
                         hint="The call may have gone through: look before you make it again"
                         if may_be_done and not repeatable
                         else "Check that Postgres runs and has free connections. Calling again is safe",
@@ -100,14 +107,14 @@ async def _attempt(call: Callable[[Connection], Awaitable[Result]], pool: Pool) 
         try:
             return await _translated(call, connection)
         except _LOST as error:
-            raise _ConnectionLost(str(error)) from error
+            raise _ConnectionLost(without_detail(error)) from error
         except asyncpg.InternalClientError as error:
             # What asyncpg says when the server ended the connection just as the call began.
             connection.terminate()
-            raise _ConnectionLost(str(error)) from error
+            raise _ConnectionLost(without_detail(error)) from error
         except asyncpg.InterfaceError as error:
             if connection.is_closed():
-                raise _ConnectionLost(str(error)) from error
+                raise _ConnectionLost(without_detail(error)) from error
             raise
 
 
@@ -119,7 +126,7 @@ async def _translated(call: Callable[[Connection], Awaitable[Result]], connectio
             "the database has no chatledger of this release", hint="Run `chatledger migrate` on it"
         ) from error
     except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-        raise InvalidArgument(str(error)) from error
+        raise InvalidArgument(without_detail(error)) from error
     except asyncpg.PostgresError as error:
         ours = from_postgres(error)
         if ours is None:

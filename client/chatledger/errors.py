@@ -144,3 +144,8 @@ def from_postgres(error: asyncpg.PostgresError) -> ChatLedgerError | None:
         return None
     detail = getattr(error, "detail", None)
     return kind(str(error.message), detail=json.loads(detail) if detail else {}, hint=getattr(error, "hint", None))
+
+
+def without_detail(error: Exception) -> str:
+    """Return what an error says, without the DETAIL of one of Postgres's own, which may quote the row."""
+    return str(error.args[0]) if isinstance(error, asyncpg.PostgresError) else str(error)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chatledger import functions
 from chatledger.connections import connect
-from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound
+from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound, without_detail
 from chatledger.models import ChatMessage, SessionHeader
 from chatledger.rows import header_of, message_of
 
@@ -202,7 +202,7 @@ class Listener:
             self._told = True
             logger.warning(
                 "No notifications arrive (%s): following polls. Behind pgbouncer, set listen_url to Postgres's own",
-                self._trouble or "LISTEN was accepted",
+                without_detail(self._trouble) if self._trouble else "LISTEN was accepted",
             )
 
     def _wake(self, channel: str) -> None:

@@ -144,6 +144,8 @@ async def outlast(work: Coroutine[Any, Any, None]) -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task], timeout=2 * CLOSING)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("what was to be done after a cancellation failed: %r", error)  # asyncio would log its DETAIL
         raise
     finally:
         task.cancel()

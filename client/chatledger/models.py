@@ -56,7 +56,7 @@ class ChatMessage(BaseModel):
     Keys that are not fields (a provider's own) are kept and come back unchanged.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)  # errors end in logs
 
     message_id: str = Field(default_factory=new_id)
     """Makes storing the message exactly once: set before the first try, the same on every retry."""
@@ -99,6 +99,8 @@ def stored_message(fields: dict[str, Any]) -> ChatMessage:
 
 class SessionHeader(BaseModel):
     """A session without its messages."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     session_id: str
     user_id: str | None = None

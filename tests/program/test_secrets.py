@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from openai.types.chat import ChatCompletionChunk
+from pydantic import ValidationError
 
-from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, InvalidArgument, Settings, Usage
+import chatledger.follow
+from chatledger import (
+    ChatLedger,
+    ChatLedgerError,
+    ChatMessage,
+    ChatSession,
+    InvalidArgument,
+    Settings,
+    Stream,
+    Usage,
+)
 from chatledger.connections import connect, password_of
 from chatledger.demo import writers
 from chatledger.demo.batches import make_writer
 from chatledger.demo.progress import Progress
+from tests.client.openai_server import chunk as chunk_of
+from tests.database.helpers import until_waiting
 from tests.program.run import run
+
+if TYPE_CHECKING:
+    from tests.database.helpers import Connect
 
 PASSWORD = "open sesame"
 UNREADABLE_URLS = [
@@ -154,6 +174,105 @@ async def test_no_error_and_no_log_holds_what_people_wrote(
         assert isinstance(error, ChatLedgerError)
         assert "confession" not in f"{error} {error.detail} {error.hint}", error
     assert "confession" not in caplog.text
+
+
+def test_a_model_does_not_quote_what_it_refuses() -> None:
+    message: Any = {"role": "user", "content": {"text": WORDS}}
+    for make in (
+        lambda: ChatMessage.model_validate(message),
+        lambda: ChatSession.new().model_validate(ChatSession.new().model_dump() | {"messages": [message]}),
+        lambda: ChatSession.new(title=message),
+    ):
+        with pytest.raises(ValidationError, match="valid string") as refused:
+            make()
+        assert "confession" not in told(refused.value)
+
+
+ROWS = "alter table chatledger.{table} add constraint no_words check ({column} not like 'a confession%') not valid"
+
+
+async def test_no_log_holds_what_is_streamed_saved_and_followed_when_postgres_quotes_the_row(
+    ledger: ChatLedger,
+    connection: asyncpg.Connection[asyncpg.Record],
+    connect: Connect,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A constraint of somebody's own: its errors have the failing row in their DETAIL."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(chatledger.follow, "_PATIENCE", 0.0)
+    chunk = ChatCompletionChunk.model_validate(chunk_of({"content": WORDS}))
+    await ledger.create_session("s1")
+    await ledger.create_session("s2", title=WORDS)
+    copy = ChatSession.new()
+    copy.messages.append(ChatMessage(role="user", content=WORDS))
+
+    async def stream(session_id: str, then: Callable[[Stream], Awaitable[object]]) -> None:
+        async with ledger.stream(session_id, ttl=1, flush_interval=0) as writing:
+            if session_id == "s2":
+                await connection.execute(ROWS.format(table="sessions", column="title"))
+            await writing.feed(chunk)
+            await then(writing)
+
+    async def leave(_: Stream) -> None:
+        raise LookupError
+
+    async def cancel(writing: Stream) -> None:
+        asyncio.get_running_loop().call_soon(writing._holder.cancel)  # type: ignore[union-attr]
+
+    locking = connection.transaction()
+
+    async def lock(_: Stream) -> None:
+        await locking.start()
+        await connection.execute("select from chatledger.sessions where id = 's1' for no key update")
+
+    async def stay(_: Stream) -> None:
+        while "was not renewed yet" not in caplog.text:
+            await asyncio.sleep(0.01)
+
+    await connection.execute(ROWS.format(table="messages", column="content"))
+    with pytest.raises(asyncpg.CheckViolationError, match=r"Failing row contains .*confession"):
+        await stream("s1", lambda writing: writing.flush())
+    with pytest.raises(LookupError):
+        await stream("s1", leave)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(stream("s1", cancel))
+    leaving = asyncio.create_task(stream("s1", lock))
+    await until_waiting(await connect())
+    leaving.cancel()
+    await asyncio.sleep(0)
+    await locking.rollback()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
+    del leaving
+    with pytest.raises(asyncpg.CheckViolationError):
+        await ledger.save_session(copy)
+    async with asyncio.timeout(30):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await stream("s2", stay)
+
+    settings = Settings(listen_url="postgresql://u:open sesame@localhost:1/d?password=open sesame")
+    async with asyncio.timeout(30), ChatLedger(ledger.database_url, settings=settings) as polling:
+        with pytest.raises(asyncpg.CheckViolationError):
+            await anext(polling.follow("s2"))
+        async with aclosing(polling.follow("s1")) as events:
+            waiting = asyncio.ensure_future(anext(events))
+            while "No notifications arrive" not in caplog.text:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+    gc.collect()  # tells of errors that nobody looked at
+
+    for warning in (
+        "is not saved yet",
+        "end of the stream was not saved",
+        "not renewed yet",
+        "not given back",
+        "cancellation failed",
+    ):
+        assert warning in caplog.text
+    assert "confession" not in caplog.text
+    assert "sesame" not in caplog.text
 
 
 async def test_the_servers_log_does_not_hold_what_people_wrote(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import asyncpg
+
 from chatledger import ChatLedgerError, InvalidMessage, SessionNotFound
+from chatledger.errors import without_detail
 from chatledger.migrations import sql_folder
 
 
@@ -28,3 +31,10 @@ def test_the_text_says_what_was_wrong_and_what_to_do() -> None:
 def test_session_not_found_and_invalid_message_are_value_errors() -> None:
     assert issubclass(SessionNotFound, ValueError)
     assert issubclass(InvalidMessage, ValueError)
+
+
+def test_what_postgres_quotes_of_a_row_is_left_out() -> None:
+    error = asyncpg.PostgresError.new({"C": "23514", "M": "violates a constraint", "D": "Failing row: (words)"})
+    assert "words" in str(error)
+    assert without_detail(error) == "violates a constraint"
+    assert without_detail(OSError(111, "refused")) == "[Errno 111] refused"
