@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -28,6 +29,7 @@ from chatledger import (
     Usage,
     UsageConflict,
 )
+from tests.database.helpers import everything
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
@@ -313,6 +315,57 @@ async def test_g8_another_users_session_looks_like_a_missing_one(ledger: ChatLed
         assert refused.value.detail == {"session_id": session_id}
         assert await ledger.delete_session(session_id, user_id="u2") is False
     assert answers[0] == answers[1]
+
+
+async def enter(ledger: ChatLedger, session_id: str, **asking: Any) -> str:
+    async with ledger.stream(session_id, force=True, **asking):
+        return "had it"
+
+
+# A call of each method that is told who asks about a session.
+ASKING: dict[str, Callable[..., Awaitable[Any]]] = {
+    "get_session": lambda ledger, *at, **asking: ledger.get_session(*at, **asking),
+    "get_messages": lambda ledger, *at, **asking: ledger.get_messages(*at, after=-1, **asking),
+    "append_messages": lambda ledger, *at, **asking: ledger.append_messages(*at, [user()], **asking),
+    "amend_message": lambda ledger, *at, **asking: ledger.amend_message(*at, "m0", {"content": "x"}, **asking),
+    "add_tool_call": lambda ledger, *at, **asking: ledger.add_tool_call(*at, CALL, **asking),
+    "update_session": lambda ledger, *at, **asking: ledger.update_session(*at, title="Stolen", **asking),
+    "delete_session": lambda ledger, *at, **asking: ledger.delete_session(*at, **asking),
+    "fork_session": lambda ledger, *at, **asking: ledger.fork_session(*at, **asking),
+    "truncate_session": lambda ledger, *at, **asking: ledger.truncate_session(*at, 0, **asking),
+    "record_usage": lambda ledger, *at, **asking: ledger.record_usage(*at, Usage(total_tokens=1), **asking),
+    "stream": enter,
+    "follow": lambda ledger, *at, **asking: anext(ledger.follow(*at, **asking)),
+}
+
+
+def test_every_method_that_is_told_who_asks_is_there() -> None:
+    methods = {
+        name
+        for name, method in inspect.getmembers(ChatLedger, inspect.isfunction)
+        if not name.startswith("_") and "user_id" in inspect.signature(method).parameters
+    }
+    assert methods - {"create_session", "list_sessions"} == ASKING.keys()  # of these two, see the database's tests
+
+
+async def test_g8_every_method_answers_a_stranger_as_if_there_were_no_session(
+    ledger: ChatLedger, connection: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    async def told(method: str, session_id: str, user_id: str) -> str:
+        try:
+            return repr(await ASKING[method](ledger, session_id, user_id=user_id))
+        except SessionNotFound as refused:
+            return f"{refused} {refused.detail}".replace(session_id, "…")
+
+    for method in ASKING:
+        session_id = f"theirs: {method}"
+        await ledger.create_session(session_id, user_id="u1")
+        await ledger.append_messages(session_id, [user("secret", message_id="m0")])
+        before = await everything(connection)
+        answer = await told(method, session_id, "u2")
+        assert answer == await told(method, "missing", "u2"), method
+        assert await everything(connection) == before, method
+        assert answer != await told(method, session_id, "u1"), method
 
 
 async def test_g11_a_deleted_session_stays_deleted(ledger: ChatLedger) -> None:

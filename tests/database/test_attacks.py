@@ -17,7 +17,7 @@ from pglast.visitors import Visitor
 
 from chatledger.migrations import sql_folder
 
-from .helpers import assistant, call, everything, new_session, refused, said, tool, user
+from .helpers import assistant, begin_stream, call, everything, new_session, refused, said, tool, user
 from .test_catalog import LIFE, READS, names
 from .test_hostile_input import PUBLIC
 
@@ -49,13 +49,22 @@ MORE = {
         'p_messages => array[\'{"message_id": "m0", "role": "user", "content": "hi"}\']::jsonb[]',
         'p_messages => array[\'{"message_id": "m0", "role": "user", "content": "no"}\']::jsonb[]',
         'p_messages => array[\'{"message_id": "n", "role": "user"}\']::jsonb[], p_expected_sequence => 0',
+        *(f'p_messages => array[\'{{"message_id": "n", "role": "user"}}\']::jsonb[], p_fence => {n}' for n in (1, 2)),
     ],
-    "amend_message": ["p_message_id => 'm1', p_patch => '{\"content\": 7}'"],
+    "amend_message": [
+        "p_message_id => 'm1', p_patch => '{\"content\": 7}'",
+        "p_message_id => 'm1', p_patch => '{\"content\": \"x\"}', p_fence => 1",
+    ],
+    "begin_stream": [f"p_owner => 'worker', {more}" for more in ("p_force => true", "p_max_streams => 1")],
+    "follow_session": ["p_echo => true"],
     "add_tool_call": ['p_tool_call => \'{"id": "c1", "function": {"name": "search"}}\''],
     "get_messages": ["p_after => 0", "p_after => -1, p_limit => 1", "p_before => 2, p_limit => 1", "p_before => 0"],
     "read_session": ["p_since_version => 1, p_since_sequence => 1", "p_last => 1"],
     "fork_session": ["p_new_session_id => 'copy', p_at_sequence => 0", "p_new_session_id => 'fork'"],
-    "truncate_session": ["p_from_sequence => 0, p_expected_sequence => 3"],
+    "truncate_session": [
+        "p_from_sequence => 0, p_expected_sequence => 3",
+        "p_from_sequence => 0, p_fence => 1",
+    ],
     "save_session": ['p_read_version => 2, p_header => \'{"title": {"from": "Mine", "to": "Yours"}}\''],
     "record_usage": ["p_usage_id => 'use1', p_prompt_tokens => 9, p_completion_tokens => 9"],
     "update_session": ["p_title => 'Stolen'", "p_pinned => true", "p_metadata => '{\"a\": 1}'"],
@@ -105,6 +114,7 @@ async def test_g8_a_stranger_learns_nothing_and_changes_nothing(
     await connection.execute("select chatledger.update_session('id-of-theirs', p_title => 'Mine')")
     await connection.execute("select chatledger.record_usage('id-of-theirs', 'use1', 1, 2)")
     await connection.execute("select chatledger.fork_session('id-of-theirs', 'fork')")
+    await begin_stream(connection, "somebody", session_id="id-of-theirs")
     await new_session(connection, session_id="id-of-nobodys", user_id=None)
     await new_session(connection, session_id="id-of-deleted", user_id="u2")
     await connection.execute("select chatledger.delete_session('id-of-deleted')")
@@ -192,6 +202,21 @@ create function public.lock_session(text, text) returns text language sql
     as 'select public.trap()::text';
 create function public.update_session(text) returns text language sql
     as 'select public.trap()::text';
+create function public.joined(text, integer) returns text language sql
+    as 'select case when public.trap() then $1 end';
+create operator public.|| (leftarg = text, rightarg = integer, function = public.joined);
+create function public.joined(text, bigint) returns text language sql
+    as 'select case when public.trap() then $1 end';
+create operator public.|| (leftarg = text, rightarg = bigint, function = public.joined);
+create function public.joined(text, jsonb) returns text language sql
+    as 'select case when public.trap() then $1 end';
+create operator public.|| (leftarg = text, rightarg = jsonb, function = public.joined);
+create function public.joined(text, boolean) returns text language sql
+    as 'select case when public.trap() then $1 end';
+create operator public.|| (leftarg = text, rightarg = boolean, function = public.joined);
+create function public.same(text, text) returns boolean language sql
+    as 'select public.trap()';
+create operator public.= (leftarg = text, rightarg = text, function = public.same);
 create type public.id as (id text);
 create function public.text_of(public.id) returns text language sql
     as 'select case when public.trap() then ($1).id end';
@@ -232,7 +257,10 @@ async def test_the_lookalikes_do_catch_a_function_that_does_not_qualify(
 ) -> None:
     """Else the tests above could not fail."""
     await (await connect_as("chatledger_writer")).execute(LOOKALIKES)
-    await connection.execute("select to_jsonb('x'::text)")
+    for careless in ("to_jsonb('x'::text)", "'x'::text || 1"):
+        await connection.execute(f"select {careless}")
+        assert await names(connection, "delete from public.caught returning as_whom") == ["chatledger"]
+    await connection.execute("set search_path = public, pg_catalog; select 'x'::text = 'y'")
     assert await names(connection, "select as_whom from public.caught") == ["chatledger"]
 
 
