@@ -135,6 +135,12 @@ def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> t
     return new, [encode_json(amendment) for amendment in amendments if amendment], indexes
 
 
+def encode_amendments(changed: Iterable[intent.Changed]) -> list[str]:
+    """Encode amendments as :func:`encode_changes` did it, though the messages may have been changed since."""
+    amendments = [intent.amendment(change.stored_id, change.before or {}, change.stored) for change in changed]
+    return [encode_json(amendment) for amendment in amendments if amendment]
+
+
 def check_depth(message: ChatMessage, index: int) -> None:
     """Look for what makes a message impossible to compare with the stored one.
 

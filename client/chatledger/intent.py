@@ -56,6 +56,9 @@ class Saved:
     changed since as an amendment."""
     usage_sent: list[dict[str, Any]] = field(default_factory=list)
     """Usage that was sent, until it is known to be recorded: after an unknown outcome it is sent with the same id."""
+    unanswered: Intent | None = field(default=None, repr=False)
+    """The last save, until its answer is there. Without one its changes are sent again before those that were made
+    since, which build on them: they may be stored. Only the object itself knows it, no copy of it."""
     _turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = field(default=None, repr=False)
 
     def turn(self) -> asyncio.Lock:
@@ -66,7 +69,7 @@ class Saved:
         return self._turn[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_turn": None}
+        return self.__dict__ | {"_turn": None, "unanswered": None}
 
     def __deepcopy__(self, memo: Any) -> Saved:
         return replace(
@@ -76,6 +79,7 @@ class Saved:
             usage=dict(self.usage),
             messages=dict(self.messages),
             _turn=None,
+            unanswered=None,
             messages_sent=dict(self.messages_sent),
             usage_sent=copy_json(self.usage_sent),
         )
@@ -235,6 +239,15 @@ def changes(session: ChatSession, saved: Saved, new_id: str) -> Intent:
     return intent
 
 
+def repeatable(intent: Intent) -> Intent | None:
+    """Return what of a save without an answer must be sent again, as it was, before what was changed since.
+
+    That is changes of what was there before. New messages are sent with the next save, if the caller still has them.
+    """
+    amended = [changed for changed in intent.messages if changed.before is not None]
+    return replace(intent, messages=amended) if intent.header or amended else None
+
+
 def remember_usage(saved: Saved, intent: Intent) -> None:
     """Keep the ids under which usage is sent. What cannot be recorded is refused, and must not be kept."""
     saved.usage_sent = [sent for sent in intent.usage if min(sent[name] for name in USAGE_FIELDS) >= 0]
@@ -311,10 +324,15 @@ def settle(session: ChatSession, saved: Saved, intent: Intent, outcome: Outcome)
 
     stored = _header_of(outcome.session)
     if stored.version >= saved.version:  # also the same: what was to be changed may be as it was, or never be so
+        # What the caller changed while it was being saved builds on what was sent, not on what others made of that.
+        sent = intent.sent
         for name, value in stored.header.items():
-            if getattr(session, name) == intent.sent.header[name]:
+            if getattr(session, name) == sent.header[name]:
                 setattr(session, name, value)
-        merged = _merged(stored.metadata, intent.sent.metadata, session.metadata)
+            else:
+                stored.header[name] = sent.header[name]
+        merged = _merged(stored.metadata, sent.metadata, session.metadata)
+        stored.metadata = _merged(stored.metadata, session.metadata, sent.metadata)
         session.metadata.clear()  # the same object: callers may hold it
         session.metadata.update(merged)
         for name in ("session_id", "user_id", "message_count", "next_sequence", "started_at", "updated_at"):
@@ -341,10 +359,10 @@ def _put(message: ChatMessage, body: Mapping[str, Any]) -> None:
         extra.update({name: copy_json(value) for name, value in body.items() if name not in _BODY_FIELDS})
 
 
-def _merged(stored: Mapping[str, Any], sent: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored metadata with what the caller changed while it was being saved."""
+def _merged(stored: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored metadata with what makes ``after`` of ``before``."""
     merged = copy_json(stored)
-    for key, change in _changed_keys(sent, current).items():
+    for key, change in _changed_keys(before, after).items():
         if "to" in change:
             merged[key] = change["to"]
         else:

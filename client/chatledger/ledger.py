@@ -22,6 +22,7 @@ from chatledger.encoding import (
     check_depth,
     clean_or_new_id,
     clean_text,
+    encode_amendments,
     encode_changes,
     encode_message,
     encode_object,
@@ -278,6 +279,7 @@ class ChatLedger:
         for index, message in enumerate(session.messages):
             if not isinstance(message, ChatMessage):
                 raise invalid_message(index, "", f"is a {type(message).__name__}; expected a ChatMessage")
+        await self._repeat_unanswered(session, fence)
         try:
             intended = intent.changes(session, session._saved, new_id())
         except RecursionError as error:
@@ -288,17 +290,7 @@ class ChatLedger:
         unknown = dict(session._saved.messages_sent)
         try:
             messages, amendments, indexes = encode_changes(intended.messages, session._saved.messages_sent)
-            arguments = (
-                clean_text(session.session_id),
-                _clean(session.user_id),
-                session.version,
-                encode_object(intended.header, "header"),
-                messages,
-                amendments,
-                [encode_object(usage, "usage") for usage in intended.usage],
-                fence,
-            )
-            outcome = await self._run(lambda c: functions.save_session(c, *arguments))
+            await self._send(session, intended, messages, amendments, fence)
         except ChatLedgerError as error:
             if error.sqlstate is not None:  # refused: nothing of this call is stored
                 session._saved.messages_sent = unknown
@@ -306,8 +298,46 @@ class ChatLedger:
             if of_message and isinstance(error.__cause__, asyncpg.PostgresError):
                 raise _in_callers_list(error, intended.messages, indexes) from error
             raise
-        intent.settle(session, session._saved, intended, outcome)
         return session
+
+    async def _repeat_unanswered(self, session: ChatSession, fence: int | None) -> None:
+        unanswered = session._saved.unanswered
+        if unanswered is None or (repeated := intent.repeatable(unanswered)) is None:
+            return
+        try:
+            await self._send(session, repeated, [], encode_amendments(repeated.messages), fence)
+        except ChatLedgerError as error:
+            if error.sqlstate is None:
+                raise
+            # Refused: it is not stored, or somebody has changed the same since, which what comes next meets too.
+
+    async def _send(
+        self,
+        session: ChatSession,
+        intended: intent.Intent,
+        messages: Sequence[str],
+        amendments: Sequence[str],
+        fence: int | None,
+    ) -> None:
+        arguments = (
+            clean_text(session.session_id),
+            _clean(session.user_id),
+            session.version,
+            encode_object(intended.header, "header"),
+            messages,
+            amendments,
+            [encode_object(usage, "usage") for usage in intended.usage],
+            fence,
+        )
+        session._saved.unanswered = intended
+        try:
+            outcome = await self._run(lambda c: functions.save_session(c, *arguments))
+        except ChatLedgerError as error:
+            if error.sqlstate is not None:
+                session._saved.unanswered = None
+            raise
+        session._saved.unanswered = None
+        intent.settle(session, session._saved, intended, outcome)
 
     async def list_sessions(
         self,

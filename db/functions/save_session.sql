@@ -61,7 +61,7 @@ begin
 
     -- Only what still is as the caller saw it.
     v_changed := v_session;
-    if p_header ? 'title' and v_session.title is not distinct from p_header #>> '{title,from}' then
+    if p_header ? 'title' and v_session.title is not distinct from nullif(p_header #>> '{title,from}', '') then
         v_changed.title := nullif(p_header #>> '{title,to}', '');
     end if;
     if v_session.pinned = (p_header #>> '{pinned,from}')::boolean then

@@ -108,8 +108,9 @@ async def small_ledger(database_url: str) -> AsyncIterator[ChatLedger]:
     # The second one for closing, which waits for what leaked.
     async with asyncio.timeout(40), ChatLedger(database_url, settings=settings) as ledger, asyncio.timeout(30):
         yield ledger
-        for pool in (ledger._pool, ledger._heartbeat_pool):
-            assert pool is None or pool.get_idle_size() == pool.get_size()
+        for database in filter(None, (ledger._database, ledger._heartbeats)):
+            assert isinstance(pool := database._source, asyncpg.Pool)
+            assert pool.get_idle_size() == pool.get_size()
 
 
 @pytest.mark.parametrize("connected", [True, False])

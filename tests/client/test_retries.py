@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings, functions
+from chatledger import ChatLedger, ChatMessage, ChatSession, DatabaseUnavailable, Settings, functions
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 
@@ -26,13 +26,17 @@ async def answers_lost(
     name: str,
     times: int = 1,
     error: type[asyncpg.PostgresError] = asyncpg.ConnectionDoesNotExistError,
+    before: bool = False,
 ) -> AsyncIterator[list[str]]:
-    """The first calls of an SQL function are committed, and their connection breaks before the answer arrives."""
+    """The first calls of an SQL function are committed, and their connection breaks before the answer arrives.
+
+    Or they are not, and it breaks before the call arrives, which looks the same from here.
+    """
     real = getattr(functions, name)
     lost: list[str] = []
 
     async def call(connection: Any, *arguments: Any) -> Any:
-        answer = await real(connection, *arguments)
+        answer = None if before and len(lost) < times else await real(connection, *arguments)
         if len(lost) < times:
             lost.append(name)
             connection.terminate()
@@ -219,3 +223,59 @@ async def test_a_cancelled_append_may_be_made_again(ledger: ChatLedger, connect:
 
     await ledger.append_messages(session.session_id, [message])
     assert [m.content for m in await ledger.get_messages(session.session_id)] == ["once"]
+
+
+async def test_g4_a_save_whose_answer_got_lost_does_not_stand_in_the_way_of_the_next(
+    ledger: ChatLedger, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = ChatSession.new(title="none", metadata={"key": 0})
+    session.messages += [user("none"), user("again none")]
+    await ledger.save_session(session)
+
+    async with ChatLedger(database_url, settings=Settings(retry_deadline=0)) as hasty:
+        for text in ("one", "two"):
+            change(session, text)
+            async with answers_lost(monkeypatch, "save_session"):
+                with pytest.raises(DatabaseUnavailable):
+                    await hasty.save_session(session)
+        change(session, "three")
+        await hasty.save_session(session)
+    assert [session.title, session.status, session.metadata["key"], session.usage.prompt_tokens] == ["three"] * 3 + [3]
+    assert [message.content for message in session.messages] == ["three", "again none", "one", "two", "three"]
+    loaded = await ledger.get_session(session.session_id)
+    assert loaded is not None
+    assert loaded.model_dump(exclude={"version", "messages"}) == session.model_dump(exclude={"version", "messages"})
+    assert [message.content for message in loaded.messages] == [message.content for message in session.messages]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_what_others_did_since_a_save_without_an_answer_stays(
+    ledger: ChatLedger, database_url: str, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    session = ChatSession.new(title="none")
+    session.messages.append(user("none"))
+    await ledger.save_session(session)
+
+    async with ChatLedger(database_url, settings=Settings(retry_deadline=0)) as hasty:
+        session.title = session.metadata["key"] = session.messages[0].content = "one"
+        session.messages.append(user("not said after all"))
+        async with answers_lost(monkeypatch, "save_session", before=not stored):
+            with pytest.raises(DatabaseUnavailable):
+                await hasty.save_session(session)
+        await ledger.update_session(session.session_id, title="theirs", metadata={"key": "theirs"})
+        session.title = session.metadata["key"] = "mine"
+        del session.messages[1]
+        await hasty.save_session(session)
+    loaded = await ledger.get_session(session.session_id)
+    assert loaded is not None
+    for copy in (loaded, session):
+        assert (copy.title, copy.metadata) == ("theirs", {"key": "theirs"})
+    assert [message.content for message in loaded.messages] == ["one", "not said after all"][: 2 if stored else 1]
+
+
+def change(session: ChatSession, text: str) -> None:
+    """Change the same as before, and add something."""
+    session.title = session.status = session.messages[0].content = text
+    session.metadata["key"] = text
+    session.usage.prompt_tokens += 1
+    session.messages.append(user(text))

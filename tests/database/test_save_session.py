@@ -111,6 +111,11 @@ async def test_an_end_that_is_missing_takes_the_title_away(connection: Connectio
     await save(connection, 2, head={"title": {"from": "T"}})
     assert (await header(connection))["title"] is None
 
+    # So does an empty one.
+    await save(connection, 3, head={"title": {"from": "", "to": "T"}})
+    await save(connection, 4, head={"title": {"from": "T", "to": ""}})
+    assert (await header(connection))["title"] is None
+
 
 async def test_g4_a_field_that_somebody_changed_since_is_refused_and_nothing_is_stored(connection: Connection) -> None:
     await new_session(connection, [user("m0", "draft"), user("m1", "draft")])
