@@ -60,7 +60,8 @@ wheel: .venv/ready
 
 # The client with the lowest versions that it says it works with. What they themselves leave open is shown, and no failure.
 lowest: .venv-lowest/ready
-	.venv-lowest/bin/pytest -n auto -W default::pytest.PytestUnraisableExceptionWarning tests/unit tests/client
+	.venv-lowest/bin/pytest -n auto -W default::pytest.PytestUnraisableExceptionWarning \
+		tests/unit tests/client tests/cache tests/program
 
 clean:
 	rm -rf .venv .venv-lowest dist

@@ -284,8 +284,8 @@ async def test_a_read_may_be_cancelled_at_every_await_and_made_again(
             for _ in range(2):
                 loaded = await load(small, session)
                 assert [message.content for message in loaded.messages] == ["one", "two"][: 1 + (copy == "old")]
-            assert small._pool is not None
-            assert small._pool.get_idle_size() == small._pool.get_size()
+            pool: Any = small._database and small._database._source
+            assert pool.get_idle_size() == pool.get_size()
         if not cancelled:
             assert number > 3
             return

@@ -108,7 +108,8 @@ async def test_a_role_that_may_not_write_is_told_in_a_line(
     try:
         ended = await run(f"{database_url}&user={role}".replace("chatledger@", "@"), *arguments, str(file))
         assert ended.code == 3
-        assert ended.errors.startswith("error: permission denied for function")
+        # rich before 14.3 ends the progress bar that it did not show with an empty line.
+        assert ended.errors.lstrip("\n").startswith("error: permission denied for function")
         assert "Traceback" not in ended.errors
     finally:
         await connection.execute(f"drop role {role}")
