@@ -58,7 +58,8 @@ upgrade-snapshot: .venv/ready
 wheel: .venv/ready
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
-# The client with the lowest versions that it says it works with. What they themselves leave open is shown, and no failure.
+# Client, cache and program with the lowest versions that it says it works with. What they themselves leave open is shown,
+# and no failure.
 lowest: .venv-lowest/ready
 	.venv-lowest/bin/pytest -n auto -W default::pytest.PytestUnraisableExceptionWarning \
 		tests/unit tests/client tests/cache tests/program
