@@ -78,6 +78,13 @@ CASES = {
     ),
     "save_session": Case(changed_copy, lambda ledger, session: ledger.save_session(session), CHANGED),
     "upsert_chat_session": Case(changed_copy, upsert, CHANGED),
+    "append_messages": Case(
+        stored_session,
+        lambda ledger, session: ledger.append_messages(
+            session.session_id, [ChatMessage(message_id="three", role="user", content="three")]
+        ),
+        ("Trip", ["one", "two", "three"], 5),
+    ),
     "amend_message": Case(
         stored_session,
         lambda ledger, session: ledger.amend_message(

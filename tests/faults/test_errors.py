@@ -8,10 +8,8 @@ import os
 import shutil
 import signal
 import sys
-import types
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,53 +117,6 @@ async def test_a_server_that_takes_connections_and_says_nothing_is_given_up(post
             async with asyncio.timeout(20):
                 await ledger.create_session()
         await ledger.create_session()
-
-
-@types.coroutine
-def _cancelled_at(number: int, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Run the coroutine in this task, and cancel the task at this await of all that the coroutine comes to."""
-    step = partial(work.send, None)
-    while True:
-        try:
-            waits_for = step()
-        except StopIteration as end:
-            return end.value
-        number -= 1
-        if number == 0:
-            task = asyncio.current_task()
-            assert task
-            task.cancel()
-        try:
-            yield waits_for
-            step = partial(work.send, None)
-        except BaseException as error:
-            step = partial(work.throw, error)
-
-
-async def _run(number: int, work: Coroutine[Any, Any, Any]) -> Any:
-    return await _cancelled_at(number, work)
-
-
-@pytest.mark.parametrize("connected", [True, False])
-async def test_a_call_may_be_cancelled_at_every_await_and_made_again(postgres: Postgres, connected: bool) -> None:
-    for number in range(1, 200):
-        # With one connection, since one that leaked would be missed.
-        async with ChatLedger(postgres.url(), settings=Settings(pool_size=1)) as ledger, asyncio.timeout(30):
-            session = await ledger.create_session()
-            if not connected:
-                await ledger.close()
-                ledger._closed = False  # as if it had never been open
-            message = user("once")
-            task = asyncio.create_task(_run(number, ledger.append_messages(session.session_id, [message])))
-            await asyncio.wait([task])
-            [again] = await ledger.append_messages(session.session_id, [message])
-            assert again.sequence == 0
-            assert await texts(ledger, session.session_id) == ["once"]
-            if not task.cancelled():  # it came to its end before it came to this await
-                assert task.result()
-                assert number > 3
-                return
-    pytest.fail("it never comes to its end")
 
 
 @pytest.fixture
