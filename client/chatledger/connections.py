@@ -102,6 +102,13 @@ class Database:
             pause = min(pause * 2, 1.0)
 
 
+def is_refusal(error: Exception) -> bool:
+    """Tell whether a call failed by what Postgres answered, so that nothing of it is stored."""
+    if isinstance(error, ChatLedgerError):
+        return error.sqlstate is not None
+    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST)
+
+
 async def _attempt(call: Callable[[Connection], Awaitable[Result]], pool: Pool) -> Result:
     async with pool.acquire() as connection:
         try:

@@ -17,7 +17,7 @@ from chatledger.cache import SessionCache
 from chatledger.cached_read import read_through
 from chatledger.combining import Combiner
 from chatledger.config import Settings
-from chatledger.connections import Database, Result, close_pool, open_pool
+from chatledger.connections import Database, Result, close_pool, is_refusal, open_pool
 from chatledger.encoding import (
     check_depth,
     clean_or_new_id,
@@ -309,7 +309,7 @@ class ChatLedger:
         except ChatLedgerError as error:
             if error.sqlstate is None:
                 raise
-            # Refused: it is not stored, or somebody has changed the same since, which what comes next meets too.
+            # Refused: it is not stored, or others have changed the same since, which what comes next meets too.
 
     async def _send(
         self,
@@ -329,15 +329,16 @@ class ChatLedger:
             [encode_object(usage, "usage") for usage in intended.usage],
             fence,
         )
-        session._saved.unanswered = intended
+        saved = session._saved
+        before, saved.unanswered = saved.unanswered, intended
         try:
             outcome = await self._run(lambda c: functions.save_session(c, *arguments))
-        except ChatLedgerError as error:
-            if error.sqlstate is not None:
-                session._saved.unanswered = None
+        except Exception as error:
+            if is_refusal(error):  # nothing of this is stored; of what was sent before, nothing is known still
+                saved.unanswered = before
             raise
-        session._saved.unanswered = None
-        intent.settle(session, session._saved, intended, outcome)
+        saved.unanswered = None
+        intent.settle(session, saved, intended, outcome)
 
     async def list_sessions(
         self,

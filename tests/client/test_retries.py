@@ -273,6 +273,25 @@ async def test_what_others_did_since_a_save_without_an_answer_stays(
     assert [message.content for message in loaded.messages] == ["one", "not said after all"][: 2 if stored else 1]
 
 
+async def test_a_save_that_postgres_refused_is_not_sent_again_on_its_own(
+    ledger: ChatLedger, connection: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    """What comes next may be refused too, and then nothing of either is to be stored."""
+    session = await ledger.save_session(ChatSession.new(title="none"))
+    await connection.execute("set statement_timeout = 1")
+    refusing = ChatLedger(connection)
+    for title in ("one", "two"):
+        session.title = title
+        session.messages = [ChatMessage(role="user", content="x" * 20_000_000)]
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await refusing.save_session(session)
+    session.messages = []
+    version = session.version
+    await ledger.save_session(session)
+    assert session.title == "two"
+    assert session.version == version + 1
+
+
 def change(session: ChatSession, text: str) -> None:
     """Change the same as before, and add something."""
     session.title = session.status = session.messages[0].content = text
