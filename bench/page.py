@@ -89,8 +89,8 @@ def goals() -> list[Goal]:
 def beside_others(title: str, row: str, sections: dict[str, Section]) -> str | None:
     """A line of the page's table: against the fastest of the other stores."""
     by_hand = {peer.name for peer in PEERS if peer.by_hand}
-    rows = sections[title]["rows"] if title in sections else {row: {}}
-    ways = {way: value for way, value in rows[row].items() if way not in by_hand}
+    measured = sections[title]["rows"][row] if title in sections else {}
+    ways = {way: value for way, value in measured.items() if way not in by_hand}
     ours = ways.pop("chatledger", None)
     if ours is None or not ways:
         return None

@@ -103,7 +103,7 @@ class Database:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Tell whether a call failed by what Postgres answered, so that nothing of it is stored."""
+    """Tell whether a call failed by what Postgres answered, so that nothing of it was stored then."""
     if isinstance(error, ChatLedgerError):
         return error.sqlstate is not None
     return isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST)

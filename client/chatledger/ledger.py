@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,23 +13,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
-from chatledger import functions, intent
+from chatledger import functions
 from chatledger.cache import SessionCache
 from chatledger.cached_read import read_through
 from chatledger.combining import Combiner
 from chatledger.config import Settings
-from chatledger.connections import Database, Result, close_pool, is_refusal, open_pool
+from chatledger.connections import Database, Result, close_pool, open_pool
 from chatledger.encoding import (
-    check_depth,
     clean_or_new_id,
     clean_text,
-    encode_amendments,
-    encode_changes,
     encode_message,
     encode_object,
-    invalid_message,
 )
-from chatledger.errors import ChatLedgerError, InvalidArgument, InvalidMessage, MessageIdConflict
+from chatledger.errors import ChatLedgerError, InvalidArgument
 from chatledger.follow import Listener, SessionEvent, follow, listening_connection
 from chatledger.lease import LeaseOptions
 from chatledger.migrations import migrate
@@ -43,8 +40,8 @@ from chatledger.models import (
     ToolCallReceipt,
     Truncation,
     Usage,
-    new_id,
 )
+from chatledger.saving import save
 from chatledger.stream import Stream
 
 if TYPE_CHECKING:
@@ -248,6 +245,9 @@ class ChatLedger:
         key of the metadata that somebody else changed since stays as they left it, and the copy takes it over; other
         changes of theirs show when the session is loaded again.
 
+        After a call that was cancelled or raised :class:`DatabaseUnavailable` its changes may be stored or not. Save
+        the same object again: first these are sent once more, in a call of their own, then what was changed since.
+
         Args:
             session: The copy. A new one (:meth:`ChatSession.new`) is created.
             fence: The fence of the stream that writes.
@@ -269,76 +269,8 @@ class ChatLedger:
         await self._open_database()
         # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
         async with nullcontext() if self._on_callers_connection else session._saved.turn():
-            return await self._save(session, fence)
-
-    async def _save(self, session: ChatSession, fence: int | None) -> ChatSession:
-        # pydantic does not look at what is assigned, or appended to a list.
-        for name, kind in (("messages", list), ("metadata", dict), ("usage", Usage)):
-            if not isinstance(given := getattr(session, name), kind):
-                raise InvalidArgument(f"the session's {name}: expected a {kind.__name__}, not {type(given).__name__}")
-        for index, message in enumerate(session.messages):
-            if not isinstance(message, ChatMessage):
-                raise invalid_message(index, "", f"is a {type(message).__name__}; expected a ChatMessage")
-        await self._repeat_unanswered(session, fence)
-        try:
-            intended = intent.changes(session, session._saved, new_id())
-        except RecursionError as error:
-            for index, message in enumerate(session.messages):
-                check_depth(message, index)
-            raise InvalidArgument("the session's metadata contains itself, or is nested too deeply") from error
-        intent.remember_usage(session._saved, intended)
-        unknown = dict(session._saved.messages_sent)
-        try:
-            messages, amendments, indexes = encode_changes(intended.messages, session._saved.messages_sent)
-            await self._send(session, intended, messages, amendments, fence)
-        except ChatLedgerError as error:
-            if error.sqlstate is not None:  # refused: nothing of this call is stored
-                session._saved.messages_sent = unknown
-            of_message = isinstance(error, InvalidMessage | MessageIdConflict)
-            if of_message and isinstance(error.__cause__, asyncpg.PostgresError):
-                raise _in_callers_list(error, intended.messages, indexes) from error
-            raise
+            await save(self._run, session, fence)
         return session
-
-    async def _repeat_unanswered(self, session: ChatSession, fence: int | None) -> None:
-        unanswered = session._saved.unanswered
-        if unanswered is None or (repeated := intent.repeatable(unanswered)) is None:
-            return
-        try:
-            await self._send(session, repeated, [], encode_amendments(repeated.messages), fence)
-        except ChatLedgerError as error:
-            if error.sqlstate is None:
-                raise
-            # Refused: it is not stored, or others have changed the same since, which what comes next meets too.
-
-    async def _send(
-        self,
-        session: ChatSession,
-        intended: intent.Intent,
-        messages: Sequence[str],
-        amendments: Sequence[str],
-        fence: int | None,
-    ) -> None:
-        arguments = (
-            clean_text(session.session_id),
-            _clean(session.user_id),
-            session.version,
-            encode_object(intended.header, "header"),
-            messages,
-            amendments,
-            [encode_object(usage, "usage") for usage in intended.usage],
-            fence,
-        )
-        saved = session._saved
-        before, saved.unanswered = saved.unanswered, intended
-        try:
-            outcome = await self._run(lambda c: functions.save_session(c, *arguments))
-        except Exception as error:
-            if is_refusal(error):  # nothing of this is stored; of what was sent before, nothing is known still
-                saved.unanswered = before
-            raise
-        saved.unanswered = None
-        intent.settle(session, saved, intended, outcome)
 
     async def list_sessions(
         self,
@@ -797,23 +729,6 @@ class ChatLedger:
         return await self._run(lambda c: functions.purge_sessions(c, older_than, limit))
 
 
-def _in_callers_list(
-    error: ChatLedgerError, changed: Sequence[intent.Changed], indexes: Sequence[int]
-) -> ChatLedgerError:
-    """Return Postgres's error, which has the message's place in what was sent, with that in the caller's list."""
-    if (sent_index := error.detail.get("index")) is not None:
-        index = indexes[sent_index]
-    else:  # an amendment
-        [index] = [change.index for change in changed if change.stored_id == error.detail["message_id"]]
-    if isinstance(error, MessageIdConflict):
-        return MessageIdConflict(
-            f'message {index}: message_id "{error.detail["message_id"]}" is stored in this session with another body',
-            detail=error.detail | {"index": index},
-            hint=error.hint,
-        )
-    return invalid_message(index, error.detail["field"], error.detail["problem"])
-
-
 def _clean(text: str | None) -> str | None:
     return None if text is None else clean_text(text)
 
@@ -823,7 +738,7 @@ _FOREVER = 1e9
 
 
 def _seconds(given: float, argument: str) -> float:
-    if not isinstance(given, int | float) or given != given:
+    if not isinstance(given, int | float) or math.isnan(given):
         raise InvalidArgument(f"{argument}: expected a number of seconds", detail={"argument": argument})
     return max(-_FOREVER, min(given, _FOREVER))
 

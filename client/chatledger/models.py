@@ -79,7 +79,7 @@ class ChatMessage(BaseModel):
 
 
 _FIELDS = set(ChatMessage.model_fields)
-# The slots of a model, as attributes that take a third of the time: a load sets them thousands of times.
+# A model's slots, by the descriptors themselves: a load sets thousands, by name in 1.4 times the time.
 _set_values, _set_names, _set_extra, _set_private = (
     vars(BaseModel)[slot].__set__
     for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
