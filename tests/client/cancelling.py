@@ -1,12 +1,17 @@
-"""Cancels a piece of work at one of its awaits."""
+"""Cancels a piece of work at one of its awaits, on a ledger that has no connection to lose."""
 
 from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+
+import asyncpg
+
+from chatledger import ChatLedger, Settings
 
 
 @types.coroutine
@@ -41,3 +46,20 @@ async def was_cancelled_at(number: int, work: Coroutine[Any, Any, Any]) -> bool:
         return True
     task.result()
     return False
+
+
+@asynccontextmanager
+async def small_ledger(
+    database_url: str, redis_url: str | None = None, settings: Settings | None = None
+) -> AsyncIterator[ChatLedger]:
+    """A ledger with one connection, since one that leaked would be missed; and none is taken in the end."""
+    settings = (settings or Settings()).model_copy(update={"pool_size": 1})
+    async with (
+        asyncio.timeout(40),  # for closing, which waits for what leaked
+        ChatLedger(database_url, redis_url, settings=settings) as ledger,
+        asyncio.timeout(30),
+    ):
+        yield ledger
+        for database in filter(None, (ledger._database, ledger._heartbeats)):
+            assert isinstance(pool := database._source, asyncpg.Pool)
+            assert pool.get_idle_size() == pool.get_size()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,10 @@ from chatledger import (
     ChatLedger,
     ChatMessage,
     ChatSession,
-    Settings,
     set_default_ledger,
     upsert_chat_session,
 )
-from tests.client.cancelling import was_cancelled_at
+from tests.client.cancelling import small_ledger, was_cancelled_at
 from tests.client.openai_server import chunk
 from tests.client.test_follow import gone
 
@@ -106,18 +105,6 @@ async def stored(reader: ChatLedger, session_id: str) -> Stored | None:
 def reader(connection: asyncpg.Connection[asyncpg.Record]) -> ChatLedger:
     """A ledger that goes its own way to the database."""
     return ChatLedger(connection)
-
-
-@asynccontextmanager
-async def small_ledger(database_url: str) -> AsyncIterator[ChatLedger]:
-    """A ledger with one connection, since one that leaked would be missed; and none is taken in the end."""
-    settings = Settings(pool_size=1)
-    # The second one for closing, which waits for what leaked.
-    async with asyncio.timeout(40), ChatLedger(database_url, settings=settings) as ledger, asyncio.timeout(30):
-        yield ledger
-        for database in filter(None, (ledger._database, ledger._heartbeats)):
-            assert isinstance(pool := database._source, asyncpg.Pool)
-            assert pool.get_idle_size() == pool.get_size()
 
 
 @pytest.mark.parametrize("connected", [True, False])
