@@ -272,8 +272,15 @@ def amendment(message_id: str, before: Mapping[str, Any], after: Mapping[str, An
 
 
 def _only_added(before: list[Any], after: list[Any]) -> list[Any]:
-    """Return what was added at the end of a list, or nothing when it was changed in another way too."""
-    return after[len(before) :] if isinstance(after, list) and _same(before, after[: len(before)]) else []
+    """Return what was added at the end of a list of tool calls, or nothing when it was changed in another way too.
+
+    Nor when an id comes twice: the ledger adds a call once for each id.
+    """
+    if not isinstance(after, list) or not _same(before, after[: len(before)]):
+        return []
+    ids = [call.get("id") if isinstance(call, dict) else None for call in after]
+    twice = any(call_id in ids[:place] for place, call_id in enumerate(ids))
+    return [] if twice else after[len(before) :]
 
 
 def _changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -738,7 +737,7 @@ _FOREVER = 1e9
 
 
 def _seconds(given: float, argument: str) -> float:
-    if not isinstance(given, int | float) or math.isnan(given):
+    if not isinstance(given, int | float) or given != given:  # NaN; math.isnan does not take the largest integers
         raise InvalidArgument(f"{argument}: expected a number of seconds", detail={"argument": argument})
     return max(-_FOREVER, min(given, _FOREVER))
 

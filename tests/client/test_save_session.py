@@ -66,6 +66,16 @@ async def test_a_new_session_is_created_and_equals_what_is_loaded(ledger: ChatLe
     assert await load(ledger, session.session_id) == session
 
 
+async def test_tool_calls_with_the_same_id_are_stored_as_they_are(ledger: ChatLedger) -> None:
+    session = ChatSession.new()
+    session.messages = [ChatMessage(role="assistant", tool_calls=[call("c0")]) for _ in range(2)]
+    await ledger.save_session(session)
+    session.messages[0].tool_calls = [call("c0"), call("c1"), call("c1")]
+    session.messages[1].tool_calls = [call("c0"), call("c0")]
+    await ledger.save_session(session)
+    assert await load(ledger, session.session_id) == session
+
+
 async def test_saving_again_changes_nothing(ledger: ChatLedger) -> None:
     session = await saved(ledger, "one")
     version = session.version
