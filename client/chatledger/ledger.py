@@ -261,7 +261,8 @@ class ChatLedger:
             MessageNotFound: A message that was changed here was removed by somebody else.
             InvalidMessage: A message cannot be stored, or the role of a stored one was changed; ``index`` is the
                 message's place in ``session.messages``.
-            MessageIdConflict: A new message's id is stored with another body; ``detail["index"]`` as ``index`` above.
+            MessageIdConflict: A new message's id is stored, or in the list twice, with another body;
+                ``detail["index"]`` as ``index`` above.
             InvalidArgument: The header or the usage cannot be stored: a number is negative, say.
             UsageConflict, StaleFence: As for the single calls.
         """

@@ -34,6 +34,7 @@ async def save(run: Run, session: ChatSession, fence: int | None) -> None:
     saved = session._saved
     await _repeat_unanswered(run, session, fence)
     intended = _changes(session)
+    _check_ids(session, intended)
     intent.remember_usage(saved, intended)
     unknown = dict(saved.messages_sent)
     try:
@@ -65,6 +66,16 @@ def _changes(session: ChatSession) -> intent.Intent:
         for index, message in enumerate(session.messages):
             check_depth(message, index)
         raise InvalidArgument("the session's metadata contains itself, or is nested too deeply") from error
+
+
+def _check_ids(session: ChatSession, intended: intent.Intent) -> None:
+    """Refuse a list with a stored message twice, in two ways: nobody knows which one is meant."""
+    amended = {change.message_id: change for change in intended.messages if change.before is not None}
+    for index, message in enumerate(session.messages if amended else ()):
+        change = amended.get(message.message_id)
+        if change is not None and message is not change.message and intent.body_of(message) != change.body:
+            last = max(index, change.index)
+            raise _id_conflict(last, message.message_id, "is that of another message in the list, with another body")
 
 
 async def _repeat_unanswered(run: Run, session: ChatSession, fence: int | None) -> None:
@@ -116,11 +127,15 @@ def _in_callers_list(
     if (sent_index := error.detail.get("index")) is not None:
         index = indexes[sent_index]
     else:  # an amendment
-        [index] = [change.index for change in changed if change.stored_id == error.detail["message_id"]]
+        index = next(change.index for change in changed if change.stored_id == error.detail["message_id"])
     if isinstance(error, MessageIdConflict):
-        return MessageIdConflict(
-            f'message {index}: message_id "{error.detail["message_id"]}" is stored in this session with another body',
-            detail=error.detail | {"index": index},
-            hint=error.hint,
-        )
+        return _id_conflict(index, error.detail["message_id"], "is stored in this session with another body")
     return invalid_message(index, error.detail["field"], error.detail["problem"])
+
+
+def _id_conflict(index: int, message_id: str, problem: str) -> MessageIdConflict:
+    return MessageIdConflict(
+        f'message {index}: message_id "{message_id}" {problem}',
+        detail={"index": index, "field": "message_id", "message_id": message_id},
+        hint="Nothing was stored. Use a new id for a new message; change the one that is in the list to change it.",
+    )

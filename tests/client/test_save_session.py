@@ -66,6 +66,27 @@ async def test_a_new_session_is_created_and_equals_what_is_loaded(ledger: ChatLe
     assert await load(ledger, session.session_id) == session
 
 
+@pytest.mark.parametrize("text", ["another", 7])
+async def test_g4_a_message_that_is_there_twice_in_two_ways_is_refused(ledger: ChatLedger, text: Any) -> None:
+    session = await saved(ledger, "one", "two")
+    twin = session.messages[1].model_copy()
+    twin.content = text
+    session.messages.append(twin)
+    with pytest.raises(MessageIdConflict, match="another message in the list") as refused:
+        await ledger.save_session(session)
+    assert refused.value.detail["index"] == 2
+    assert texts(await load(ledger, session.session_id)) == ["one", "two"]
+
+    session.messages[1].content = text
+    if text == 7:
+        with pytest.raises(InvalidMessage, match="content") as invalid:
+            await ledger.save_session(session)
+        assert invalid.value.index == 1
+    else:
+        await ledger.save_session(session)
+        assert texts(await load(ledger, session.session_id)) == ["one", "another"]
+
+
 async def test_tool_calls_with_the_same_id_are_stored_as_they_are(ledger: ChatLedger) -> None:
     session = ChatSession.new()
     session.messages = [ChatMessage(role="assistant", tool_calls=[call("c0")]) for _ in range(2)]
