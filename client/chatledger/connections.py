@@ -56,6 +56,11 @@ _LOST = (
     OSError,
 )
 
+_CANCELLING = 1.0
+"""Seconds that Postgres has to cancel a call that was cancelled here."""
+_CLOSING = 10.0
+"""Seconds that calls under way and the server have when a pool is closed."""
+
 
 class Database:
     """Runs calls on connections, and again when that is safe and may help."""
@@ -110,19 +115,24 @@ def is_refusal(error: Exception) -> bool:
 
 
 async def _attempt(call: Callable[[Connection], Awaitable[Result]], pool: Pool) -> Result:
-    async with pool.acquire() as connection:
-        try:
-            return await _translated(call, connection)
-        except _LOST as error:
+    connection = await pool.acquire()
+    try:
+        return await _translated(call, connection)
+    except _LOST as error:
+        raise _ConnectionLost(without_detail(error)) from error
+    except asyncpg.InternalClientError as error:
+        # What asyncpg says when the server ended the connection just as the call began.
+        connection.terminate()
+        raise _ConnectionLost(without_detail(error)) from error
+    except asyncpg.InterfaceError as error:
+        if connection.is_closed():
             raise _ConnectionLost(without_detail(error)) from error
-        except asyncpg.InternalClientError as error:
-            # What asyncpg says when the server ended the connection just as the call began.
-            connection.terminate()
-            raise _ConnectionLost(without_detail(error)) from error
-        except asyncpg.InterfaceError as error:
-            if connection.is_closed():
-                raise _ConnectionLost(without_detail(error)) from error
-            raise
+        raise
+    finally:
+        # After a cancelled call asyncpg waits here until Postgres has cancelled it too, without a limit: for ever when
+        # the server hangs. When ours is over, the connection is dropped.
+        with contextlib.suppress(TimeoutError):
+            await pool.release(connection, timeout=_CANCELLING)
 
 
 async def _translated(call: Callable[[Connection], Awaitable[Result]], connection: Connection) -> Result:
@@ -184,9 +194,13 @@ async def open_pool(database_url: str, settings: Settings, size: int | None = No
 
 
 async def close_pool(pool: Pool) -> None:
-    """Close a pool. It makes no odds that the server ended a connection first: asyncpg then drops the others."""
-    with contextlib.suppress(*_LOST, asyncpg.InternalClientError):
-        await pool.close()
+    """Close a pool; what is not over after some seconds is cut off, for the server may hang.
+
+    It makes no odds that the server ended a connection first: asyncpg then drops the others.
+    """
+    with contextlib.suppress(*_LOST, asyncpg.InternalClientError):  # a TimeoutError is an OSError
+        async with asyncio.timeout(_CLOSING):
+            await pool.close()
 
 
 async def _leave_as_is(connection: Connection) -> None:

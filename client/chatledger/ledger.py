@@ -146,7 +146,10 @@ class ChatLedger:
         return pool
 
     async def close(self) -> None:
-        """Close what this ledger opened; later calls are refused. Harmless when closed already."""
+        """Close what this ledger opened; later calls are refused. Harmless when closed already.
+
+        Calls under way have ten seconds to end.
+        """
         self._closed = True
         async with self._opening:  # what is being opened is closed as well
             await self._release()

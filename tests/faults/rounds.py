@@ -59,17 +59,19 @@ class Child:
     async def collect(self) -> None:
         """Take down what it tells, until it ends."""
         reader, self._writer = await asyncio.open_connection(sock=self._ours, limit=1 << 24)
-        self.pid = int(await reader.readline())
-        if self._finished:
-            self._writer.write(b"\n")
-        with contextlib.suppress(ConnectionResetError):  # killed with our word unread: all that it told was read before
-            while (line := await reader.readline()).endswith(b"\n"):
-                if line == writers.DONE:
-                    self.ended_well = True
-                    break
-                self.lines.append(line.decode())
-                self.begun.set()
-        self._writer.close()
+        try:
+            self.pid = int(await reader.readline())
+            if self._finished:
+                self._writer.write(b"\n")
+            with contextlib.suppress(ConnectionResetError):  # killed with our word unread: all it told was read before
+                while (line := await reader.readline()).endswith(b"\n"):
+                    if line == writers.DONE:
+                        self.ended_well = True
+                        break
+                    self.lines.append(line.decode())
+                    self.begun.set()
+        finally:
+            self._writer.close()  # whoever is still there ends with its next line
         self.pid = 0
 
     def finish(self) -> None:
@@ -188,7 +190,7 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
     ]
     children: list[Child] = []
 
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+    async with _patience(children), asyncio.TaskGroup() as group:
 
         def start(job: Job) -> None:
             children.append(Child(job, rig.jobs))
@@ -212,6 +214,8 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
         await asyncio.sleep(max(0, began + seconds - time.monotonic()))
         rig.proxy.to_lose = 0
         await rig.postgres.ready()
+        if rig.pgbouncer is not None:
+            rig.pgbouncer.ready()
         for child in children:
             child.finish()
         for one in by_hand:
@@ -234,6 +238,17 @@ async def play(rig: Rig, seed: str, faults: Sequence[Fault], seconds: float = 0.
         ids = [part.session for stored in result.stored.values() for part in (stored, *stored.forks)]
         await admin.execute("delete from chatledger.sessions where id = any($1)", ids)
     return result
+
+
+@asynccontextmanager
+async def _patience(children: list[Child]) -> AsyncIterator[None]:
+    """Wait no longer than that, and say for whom."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield
+    except TimeoutError as error:
+        error.add_note(f"still there: {[child.job.name for child in children if child.pid] or 'psql'}")
+        raise
 
 
 async def _strike(fault: Fault, running: Running) -> None:

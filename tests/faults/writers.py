@@ -195,8 +195,8 @@ class ClientWriter(Writer):
                     task.cancel()
                 return call, await task
         except (Exception, asyncio.CancelledError) as error:
-            if not task.cancelled() and isinstance(error, asyncio.CancelledError):
-                raise
+            if isinstance(error, asyncio.CancelledError) and (ours := asyncio.current_task()) and ours.cancelling():
+                raise  # it was not us who cancelled
             outcome, name = told(error)
             self.recorder.end(call, outcome, error=name)
             return call, None
