@@ -53,7 +53,9 @@ async def torture(seed: str, numbers: range) -> int:
                 except asyncio.CancelledError:
                     break  # Ctrl-C: tell how far it came
                 except Exception as error:  # it hung, most likely
-                    console.print(f"[red]round {name}[/red] did not come to its end: {error!r}")
+                    console.print(
+                        f"[red]round {name}[/red] did not come to its end: {error!r} {getattr(error, '__notes__', '')}"
+                    )
                     violations += 1
                     break
                 rounds += 1

@@ -111,7 +111,7 @@ async def rig() -> AsyncIterator[Rig]:
         except OSError:
             disk = None
         clock = None
-        if Clock.library is not None:
+        if Clock.compiler is not None:
             clock = Clock()
             stack.callback(clock.close)
         postgres = Postgres(disk, settings={"max_wal_size": "48MB", "min_wal_size": "32MB"}, clock=clock)

