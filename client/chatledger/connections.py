@@ -129,8 +129,8 @@ async def _attempt(call: Callable[[Connection], Awaitable[Result]], pool: Pool) 
             raise _ConnectionLost(without_detail(error)) from error
         raise
     finally:
-        # After a cancelled call asyncpg waits here until Postgres has cancelled it too, without a limit: for ever when
-        # the server hangs. When ours is over, the connection is dropped.
+        # After a cancelled call asyncpg waits here until Postgres has cancelled it too: for ever, when that hangs.
+        # After a TimeoutError it has dropped the connection.
         with contextlib.suppress(TimeoutError):
             await pool.release(connection, timeout=_CANCELLING)
 

@@ -27,7 +27,7 @@ from . import checker, writers
 from .faults import DISTURBED
 from .history import BODY, Call, Row, Stored, calls_of, header_of
 from .psql import Psql, PsqlReader, PsqlWriter
-from .servers import Clock, PgBouncer, Postgres, Proxy, small_disk
+from .servers import PgBouncer, Postgres, Proxy, small_disk
 from .writers import Job, Session
 
 if TYPE_CHECKING:
@@ -110,11 +110,7 @@ async def rig() -> AsyncIterator[Rig]:
             disk = stack.enter_context(small_disk(320))
         except OSError:
             disk = None
-        clock = None
-        if Clock.compiler is not None:
-            clock = Clock()
-            stack.callback(clock.close)
-        postgres = Postgres(disk, settings={"max_wal_size": "48MB", "min_wal_size": "32MB"}, clock=clock)
+        postgres = Postgres(disk, settings={"max_wal_size": "48MB", "min_wal_size": "32MB"}, with_clock=True)
         stack.callback(postgres.close)
         await postgres.prepare()
         proxy = Proxy(postgres)

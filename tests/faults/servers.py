@@ -56,20 +56,26 @@ def url_of(folder: Path, user: str = "backend", **settings: str) -> str:
 
 
 class Clock:
-    """A server's clock, that can be set. Needs a C compiler."""
+    """A server's clock, that can be set."""
 
     compiler = shutil.which("cc")
+    """Needed to make one."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or own_folder()
-        self._offset = self.folder / "offset"
-        library = self.folder / "clock.so"
-        self.environment = {"LD_PRELOAD": str(library), "CHATLEDGER_TEST_CLOCK": str(self._offset)}
-        if folder is None:
-            assert self.compiler
-            source = Path(__file__).with_name("clock.c")
-            subprocess.run([self.compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", library, source], check=True)
-            self._offset.write_bytes(bytes(8))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._offset = folder / "offset"
+        self._library = folder / "clock.so"
+        self.environment = {"LD_PRELOAD": str(self._library), "CHATLEDGER_TEST_CLOCK": str(self._offset)}
+
+    @classmethod
+    def made(cls) -> Clock:
+        """A new one, for a server that is not started yet."""
+        assert cls.compiler
+        clock = cls(own_folder())
+        source = Path(__file__).with_name("clock.c")
+        subprocess.run([cls.compiler, "-shared", "-fPIC", "-O2", "-Wall", "-o", clock._library, source], check=True)
+        clock._offset.write_bytes(bytes(8))
+        return clock
 
     def set(self, seconds: float) -> None:
         """Let the server's time be the machine's and so many seconds."""
@@ -81,7 +87,14 @@ class Clock:
 
 
 class Postgres:
-    """A Postgres with a ledger in a folder of its own."""
+    """A Postgres with a ledger in a folder of its own.
+
+    Args:
+        folder: Where to put it; by default a folder that goes with it.
+        settings: Its settings, besides ours.
+        initdb: More options of initdb.
+        with_clock: Its clock can be set, if there is a C compiler.
+    """
 
     def __init__(
         self,
@@ -89,9 +102,9 @@ class Postgres:
         *,
         settings: dict[str, str] | None = None,
         initdb: str = "",
-        clock: Clock | None = None,
+        with_clock: bool = False,
     ) -> None:
-        self.clock = clock
+        self.clock = Clock.made() if with_clock and Clock.compiler else None
         self._own = folder is None
         self.folder = folder or own_folder()
         self.data = self.folder / "data"
@@ -177,6 +190,8 @@ class Postgres:
             with contextlib.suppress(ProcessLookupError):
                 self._server.send_signal(signal.SIGQUIT)
             self._server.wait()
+        if self.clock is not None:
+            self.clock.close()
         if self._own:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -4,9 +4,8 @@
 
 Each process takes the lease over and over, by force at times, and writes: batches, a growing message, and by a plain
 connection that carries the fence and knows of no heartbeat. It sleeps past its lease with its whole event loop, and
-then goes on writing. It is killed at random, and another takes its place; and the server's clock is set, where its
-folder is given. Before each write and after its answer a line
-goes to the process's journal.
+then goes on writing. It is killed at random, and another takes its place; the server's clock is set, where the folder
+of one is given. Before each write and after its answer a line goes to the process's journal.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import random
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,14 +212,7 @@ class Verdict:
 
 async def check(database_url: str, folder: Path) -> Verdict:
     """Compare what the processes recorded with what is stored."""
-    recorded: dict[str, set[str]] = {
-        "began": set(),
-        "tried": set(),
-        "refused": set(),
-        "stored": set(),
-        "killed": set(),
-        "set": set(),
-    }
+    recorded: defaultdict[str, set[str]] = defaultdict(set)
     verdict = Verdict(Counter())
     for what, which in _lines(folder):
         verdict.happened[what] += 1

