@@ -22,7 +22,7 @@ from chatledger import functions
 from chatledger.connections import connect
 from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound, without_detail
 from chatledger.models import ChatMessage, SessionHeader
-from chatledger.rows import header_of, message_of
+from chatledger.rows import header_of, messages_of
 
 if TYPE_CHECKING:
     from chatledger.connections import Database, Pool
@@ -336,9 +336,9 @@ def _events(changes: Changes, known: SessionHeader, header: SessionHeader, posit
     if changes.removed:
         # Whatever is removed goes with all that was behind it.
         yield SessionEvent(kind="truncated", sequence=min(changes.removed), session=header)
-    for sequence, row in changes.messages.items():
+    for sequence, message in zip(changes.messages, messages_of(changes.messages.values()), strict=True):
         kind: Literal["amended", "appended"] = "amended" if sequence < position else "appended"
-        yield SessionEvent(kind=kind, sequence=sequence, message=message_of(row), session=header)
+        yield SessionEvent(kind=kind, sequence=sequence, message=message, session=header)
     if known.model_dump(exclude=_CHANGES_OF_OTHERS) != header.model_dump(exclude=_CHANGES_OF_OTHERS):
         yield SessionEvent(kind="header", session=header)
 

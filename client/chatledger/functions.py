@@ -24,7 +24,7 @@ from chatledger.models import (
     Truncation,
     Usage,
 )
-from chatledger.rows import COLUMNS, Changes, body_of, changes_of, header_of, message_of, message_rows, session_of
+from chatledger.rows import COLUMNS, Changes, bodies_of, changes_of, header_of, message_rows, messages_of, session_of
 
 if TYPE_CHECKING:
     import asyncpg
@@ -166,7 +166,9 @@ async def read_bodies(
     rows = await connection.fetch(f"{_READ}($1, $2)", session_id, user_id)
     if not rows:
         return None
-    return header_of(rows[0]["session"]), [(row["message_id"], body_of(row)) for row in rows[1:]]
+    session = rows[0]["session"]
+    bodies = bodies_of(message_rows(session, rows[1:]))
+    return header_of(session), [(message_id, intent.as_it_came(body)) for message_id, body in bodies.items()]
 
 
 async def save_session(
@@ -215,7 +217,7 @@ async def get_messages(
         before,
         limit,
     )
-    return [message_of(row) for row in rows]
+    return messages_of(rows)
 
 
 async def list_sessions(

@@ -158,6 +158,16 @@ def _rewritten(frozen: Frozen) -> Frozen:
 
 def thawed(frozen: Frozen) -> dict[str, Any]:
     """Return the body that was frozen."""
+    # Rows keep known fields that were given as null, and keys like those of the place's; the model does not.
+    return {
+        name: value
+        for name, value in as_it_came(frozen).items()
+        if name not in _NOT_EXTRA or (value is not None and name in _BODY_FIELDS)
+    }
+
+
+def as_it_came(frozen: Frozen) -> dict[str, Any]:
+    """Return the body of a row as it was appended: what was given as null is null, what was absent is absent."""
     fields = dict(zip(FROZEN_FIELDS, frozen, strict=True))
     for name in _JSON_FIELDS:
         if fields[name] is not None:
@@ -165,8 +175,7 @@ def thawed(frozen: Frozen) -> dict[str, Any]:
     parts, extra = fields.pop("content_parts"), fields.pop("extra") or {}
     body = {name: value for name, value in fields.items() if value is not None}
     body |= {} if parts is None else {"content": parts}
-    # Rows keep known fields that were given as null, and keys like those of the place's, there; the model does not.
-    return body | {name: value for name, value in extra.items() if name not in _NOT_EXTRA}
+    return body | extra
 
 
 def nothing_saved() -> Saved:

@@ -78,25 +78,6 @@ class ChatMessage(BaseModel):
     """Version of the session at which it was last amended; None: never."""
 
 
-_FIELDS = set(ChatMessage.model_fields)
-# A model's slots, by the descriptors themselves: a load sets thousands, by name in 1.4 times the time.
-_set_values, _set_names, _set_extra, _set_private = (
-    vars(BaseModel)[slot].__set__
-    for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
-)
-
-
-def stored_message(fields: dict[str, Any]) -> ChatMessage:
-    """Return a message with these fields, all that the model has, without checking again what the ledger checked."""
-    message = ChatMessage.__new__(ChatMessage)
-    # As model_construct does it, which takes several times as long.
-    _set_values(message, fields)
-    _set_names(message, _FIELDS)  # shared: it has all that could be added
-    _set_extra(message, {})
-    _set_private(message, None)
-    return message
-
-
 class SessionHeader(BaseModel):
     """A session without its messages."""
 
