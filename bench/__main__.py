@@ -1,4 +1,4 @@
-"""``python -m bench``: medians, from runs in turn on one embedded server with fsync on, and docs/benchmarks.md."""
+"""``python -m bench``: medians, from runs in turn on an embedded server, and docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import appends, cache, flatness, function, lists, loads, notifications, page
+from bench import appends, cache, flatness, function, lists, loads, notifications, page, parts
 from chatledger import Settings, embedded, migrate
 from chatledger.connections import open_pool
 
@@ -43,7 +43,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="chatledger-bench-"))
     folder.chmod(0o755)  # for the server's user, when we are root
     try:
-        with embedded.start(folder) as servers:
+        with embedded.start(folder / "without fsync", durable=False) as servers:
+            asyncio.run(parts.measure(servers, arguments.rounds, Console()))
+        with embedded.start(folder / "with fsync") as servers:
             asyncio.run(run(servers, arguments.rounds, arguments.big, Console()))
     finally:
         shutil.rmtree(folder)

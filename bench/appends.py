@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from rich.progress import track
 
-from bench.medians import Medians
+from bench.medians import Medians, rotated
 from bench.results import keep
 from bench.stores import Chatledger, Floor, MaxPlusOne, Store
 from chatledger import ChatLedger, ChatMessage
@@ -40,11 +40,6 @@ async def timed(work: Awaitable[None]) -> float:
     start = time.perf_counter()
     await work
     return time.perf_counter() - start
-
-
-def rotated(stores: list[Store], number: int) -> list[Store]:
-    first = number % len(stores)
-    return stores[first:] + stores[:first]
 
 
 async def append_from_many(store: Store, sessions: list[str], size: int) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TITLE = "The function alone"
 FLOOR, OURS = "floor", "append_messages"
 SIZES, CLIENTS = (1, 10), (1, 16)
+CREATE_SESSIONS = "select chatledger.create_session('pgbench' || n) from generate_series(1, 200) as n"
 
 
 def what(size: int, clients: int) -> str:
@@ -68,7 +69,7 @@ def _repeated(value: str, size: int) -> str:
 async def measure(servers: EmbeddedServers, rounds: int, server: str, console: Console) -> None:
     """Run both in turn, so many rounds, and keep the medians."""
     connection = await asyncpg.connect(servers.database_url)
-    await connection.execute("select chatledger.create_session('pgbench' || n) from generate_series(1, 200) as n")
+    await connection.execute(CREATE_SESSIONS)
     await connection.close()
     microseconds = Medians()
     with tempfile.TemporaryDirectory() as folder:

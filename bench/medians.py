@@ -1,9 +1,18 @@
-"""Measured values by what was done and in which way, and their medians."""
+"""Measured values by what was done and in which way, and their medians; and whose turn it is."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from typing import TypeVar
+
+Way = TypeVar("Way")
+
+
+def rotated(ways: list[Way], number: int) -> list[Way]:
+    """The ways in the order of this round: each comes first in turn, the first one in round 0."""
+    first = number % len(ways)
+    return ways[first:] + ways[:first]
 
 
 class Medians:

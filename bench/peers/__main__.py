@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bench import page
-from bench.medians import Medians
+from bench.medians import Medians, rotated
 from bench.peers import PEERS, ROWS, TITLES, UNITS, Peer
 from bench.peers.work import BATCHES, SIZE, WRITERS
 from bench.results import keep
@@ -91,19 +90,29 @@ def remark(peer: Peer, rounds: list[dict[str, float]]) -> str | None:
     return f"- {peer.name}: {', '.join(filter(None, facts))}." if any(facts) else None
 
 
+def run(
+    pythons: dict[Peer, str], rounds: int, servers: embedded.EmbeddedServers, console: Console
+) -> dict[Peer, list[dict[str, float]]]:
+    """Let the stores work in turn, so many rounds; one that fails is left out."""
+    done: dict[Peer, list[dict[str, float]]] = {peer: [] for peer in pythons}
+    for number in track(range(rounds), "peers", console=console):
+        for peer in rotated([*done], number):
+            try:
+                done[peer].append(work(peer, pythons[peer], servers))
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                console.print(f"{peer.name}: {error}\n{error.stderr!s}", markup=False)
+                del done[peer]
+    return done
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", default=[peer.adapter for peer in PEERS], help="these adapters")
     arguments = parser.parse_args()
     console = Console()
-    pythons = {peer: environment(peer, console) for peer in PEERS if peer.adapter in arguments.only}
-    remarks = [
-        f"- {peer.name} is left out: it needs Python {'.'.join(map(str, peer.python))}, or could not be installed."
-        for peer, python in pythons.items()
-        if python is None
-    ]
-    rounds: dict[Peer, list[dict[str, float]]] = {peer: [] for peer in pythons}
+    asked = [peer for peer in PEERS if peer.adapter in arguments.only]
+    pythons = {peer: python for peer in asked if (python := environment(peer, console)) is not None}
 
     folder = Path(tempfile.mkdtemp(prefix="chatledger-bench-"))
     folder.chmod(0o755)  # for the server's user, when we are root
@@ -111,27 +120,21 @@ def main() -> None:
         with embedded.start(folder) as servers:
             with psycopg.connect(servers.database_url) as server:
                 version = str(server.info.parameter_status("server_version"))
-            for number in track(range(arguments.rounds), "peers", console=console):
-                # A machine is slower at times: who is side by side changes with the round.
-                for peer, python in random.Random(number).sample([*pythons.items()], len(pythons)):
-                    if python is None:
-                        continue
-                    try:
-                        costs = work(peer, python, servers)
-                    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                        console.print(f"{peer.name}: {error}\n{error.stderr!s}", markup=False)
-                        pythons[peer] = None
-                        remarks.append(f"- {peer.name} is left out: it failed.")
-                        continue
-                    rounds[peer].append(costs)
+            done = run(pythons, arguments.rounds, servers, console)
     finally:
         shutil.rmtree(folder)
-    rounds = {peer: costs for peer, costs in rounds.items() if pythons[peer] is not None}
-    remarks += filter(None, (remark(peer, all_costs) for peer, all_costs in rounds.items()))
+
+    remarks = [
+        f"- {peer.name} is left out: it needs Python {'.'.join(map(str, peer.python))}, or could not be installed."
+        for peer in asked
+        if peer not in pythons
+    ]
+    remarks += [f"- {peer.name} is left out: it failed." for peer in pythons if peer not in done]
+    remarks += filter(None, (remark(peer, rounds) for peer, rounds in done.items()))
     for what, title in TITLES.items():
         medians = Medians()
-        for peer, all_costs in rounds.items():
-            for costs in all_costs:
+        for peer, rounds in done.items():
+            for costs in rounds:
                 medians.add(ROWS[what], peer.name, costs[what])
         keep(title, UNITS[what], medians.by_what(), version, console, remarks if what == "concurrent" else ())
     page.write()

@@ -130,7 +130,7 @@ def _join_or_launch(
             if connection is None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:  # they are just starting, or just ending
+                except BlockingIOError:  # they are just starting, or just ending; flock itself has no time limit
                     time.sleep(0.005)
                     continue
                 connection = _launch(data_dir, lock.fileno(), bin_dir, settings, durable)
