@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench import appends, cache, flatness, function, lists, loads, notifications, page, parts
 from chatledger import Settings, embedded, migrate
-from chatledger.connections import open_pool
+from chatledger.postgres.connections import open_pool
 
 
 async def run(servers: embedded.EmbeddedServers, rounds: int, big: bool, console: Console) -> None:

@@ -19,7 +19,7 @@ from chatledger.demo import naive
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chatledger.connections import Pool
+    from chatledger.postgres.connections import Pool
 
 TITLE = "Appends through the client"
 ONE, TEN = "1 message, 200 sessions, 16 writers", "10 messages, 200 sessions, 16 writers"

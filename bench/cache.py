@@ -13,7 +13,7 @@ from bench.appends import batch
 from bench.medians import Medians
 from bench.results import keep
 from chatledger import ChatLedger, Settings
-from chatledger.connections import open_pool
+from chatledger.postgres.connections import open_pool
 
 if TYPE_CHECKING:
     from rich.console import Console

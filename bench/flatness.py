@@ -13,12 +13,12 @@ from bench.medians import Medians
 from bench.results import keep
 from bench.stores import Chatledger
 from chatledger import ChatLedger, Settings, migrate
-from chatledger.connections import open_pool
+from chatledger.postgres.connections import open_pool
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chatledger.connections import Pool
+    from chatledger.postgres.connections import Pool
 
 BY_LENGTH, WAL_BY_LENGTH = "Appends by length of the session", "WAL of an append by length of the session"
 BY_SIZE = "Appends by size of the ledger"

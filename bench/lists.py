@@ -13,7 +13,7 @@ from bench.results import keep
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chatledger.connections import Pool
+    from chatledger.postgres.connections import Pool
 
 TITLE, PAGE = "Lists of sessions", "first page of 50"
 SESSIONS, OF_A_USER = 1_000_000, 10_000

@@ -13,12 +13,13 @@ from rich.progress import track
 from bench.appends import TEXT
 from bench.medians import Medians
 from bench.results import keep
-from chatledger import ChatLedger, ChatMessage, intent
+from chatledger import ChatLedger, ChatMessage
+from chatledger.models import changes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chatledger.connections import Pool
+    from chatledger.postgres.connections import Pool
 
 TITLE = "Loads, and what is done in memory"
 MEMORY = "Memory of a loaded session"
@@ -68,7 +69,7 @@ async def measure(pool: Pool, rounds: int, server: str, console: Console) -> Non
             return await ledger.get_session(session_id)
 
         async def look(held: Any = held) -> Any:
-            return intent.changes(held, held._saved, "usage")
+            return changes.changes(held, held._saved, "usage")
 
         async def convert(held: Any = held) -> Any:
             return held.to_openai_messages()

@@ -20,7 +20,7 @@ from rich.progress import track
 from bench.medians import Medians
 from bench.results import keep
 from chatledger import ChatLedger, migrate
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 
 if TYPE_CHECKING:
     from rich.console import Console

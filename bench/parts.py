@@ -14,7 +14,7 @@ from bench import function
 from bench.medians import Medians, rotated
 from bench.results import keep
 from chatledger import migrate
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 
 if TYPE_CHECKING:
     from rich.console import Console

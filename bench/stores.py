@@ -9,7 +9,7 @@ from chatledger import ChatLedger, ChatMessage
 from chatledger.demo import naive
 
 if TYPE_CHECKING:
-    from chatledger.connections import Pool
+    from chatledger.postgres.connections import Pool
 
 
 class Store(Protocol):

@@ -31,25 +31,16 @@ from chatledger.errors import (
     TooManyStreams,
     UsageConflict,
 )
-from chatledger.follow import SessionEvent
+from chatledger.following.follower import SessionEvent
 from chatledger.ledger import ChatLedger
-from chatledger.migrations import migrate
-from chatledger.models import (
-    AmendReceipt,
-    AppendReceipt,
-    ChatMessage,
-    ChatSession,
-    Problem,
-    SessionHeader,
-    SessionPage,
-    ToolCallReceipt,
-    Truncation,
-    Usage,
-)
-from chatledger.openai_format import Repair
-from chatledger.stream import Stream
-
-__version__ = "0.1.0"
+from chatledger.models.header import SessionHeader, SessionPage, Usage
+from chatledger.models.message import ChatMessage
+from chatledger.models.openai_format import HistoryRepair
+from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt
+from chatledger.models.session import ChatSession
+from chatledger.postgres.migrations import migrate
+from chatledger.streams.stream import Stream
+from chatledger.version import __version__
 
 __all__ = [
     "AmendConflict",
@@ -61,13 +52,13 @@ __all__ = [
     "ChatSession",
     "DatabaseUnavailable",
     "EmbeddedError",
+    "HistoryRepair",
+    "IntegrityProblem",
     "InvalidArgument",
     "InvalidMessage",
     "MessageIdConflict",
     "MessageNotFound",
     "MigrationError",
-    "Problem",
-    "Repair",
     "SequenceConflict",
     "SessionEvent",
     "SessionHeader",
@@ -80,7 +71,7 @@ __all__ = [
     "StreamBusy",
     "TooManyStreams",
     "ToolCallReceipt",
-    "Truncation",
+    "TruncateReceipt",
     "Usage",
     "UsageConflict",
     "__version__",

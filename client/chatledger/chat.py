@@ -7,7 +7,9 @@ from typing import Any
 
 from chatledger.errors import SessionNotFound
 from chatledger.ledger import ChatLedger
-from chatledger.models import ChatMessage, ChatSession, SessionPage
+from chatledger.models.header import SessionPage
+from chatledger.models.message import ChatMessage
+from chatledger.models.session import ChatSession
 
 # One for each event loop, since connections belong to their loop; and whether it is ours to close.
 _ledgers: dict[asyncio.AbstractEventLoop, tuple[ChatLedger, bool]] = {}

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     """For how many seconds a follower asks for notifications at a time. After half of that it looks by itself."""
     redis_url: str | None = Field(default=None, repr=False)
     """Where Redis or Valkey is, for the session cache. Without it, everything works without a cache."""
-    session_ttl: float = Field(default=43_200.0, gt=0)
+    cache_ttl: float = Field(default=43_200.0, gt=0)
     """For how many seconds the cache keeps a copy of a session after it was last written."""
     cache_min_messages: int = Field(default=200, ge=0)
     """Sessions with fewer messages are not cached: reading them through a copy takes longer than without."""

@@ -12,41 +12,28 @@ from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
-from chatledger import functions
-from chatledger.cache import SessionCache
-from chatledger.cached_read import read_through
-from chatledger.combining import Combiner
+from chatledger.cache.link import SessionCache
+from chatledger.cache.read_through import read_through
 from chatledger.config import Settings
-from chatledger.connections import Database, Result, close_pool, open_pool
-from chatledger.encoding import (
-    clean_or_new_id,
-    clean_text,
-    encode_message,
-    encode_object,
-)
 from chatledger.errors import ChatLedgerError, InvalidArgument
-from chatledger.follow import Listener, SessionEvent, follow, listening_connection
-from chatledger.lease import LeaseOptions
-from chatledger.migrations import migrate
-from chatledger.models import (
-    AmendReceipt,
-    AppendReceipt,
-    ChatMessage,
-    ChatSession,
-    Problem,
-    SessionHeader,
-    SessionPage,
-    ToolCallReceipt,
-    Truncation,
-    Usage,
-)
+from chatledger.following.follower import Listener, SessionEvent, follow, listening_connection
+from chatledger.models.header import SessionHeader, SessionPage, Usage
+from chatledger.models.message import ChatMessage
+from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt
+from chatledger.models.session import ChatSession
+from chatledger.postgres import functions
+from chatledger.postgres.combining import Combiner
+from chatledger.postgres.connections import Database, Result, close_pool, open_pool
+from chatledger.postgres.encoding import clean_or_new_id, clean_text, encode_message, encode_object
+from chatledger.postgres.migrations import migrate
 from chatledger.saving import save
-from chatledger.stream import Stream
+from chatledger.streams.lease import LeaseOptions
+from chatledger.streams.stream import Stream
 
 if TYPE_CHECKING:
-    from chatledger.connections import Pool
     from chatledger.embedded import EmbeddedServers
-    from chatledger.functions import Connection
+    from chatledger.postgres.connections import Pool
+    from chatledger.postgres.functions import Connection
 
 
 class ChatLedger:
@@ -136,7 +123,7 @@ class ChatLedger:
         if not self._on_callers_connection:  # whose transaction each call belongs to, and nobody else sees
             self._combiner = Combiner(self._append)
             if self._redis_url is not None:
-                self._cache = SessionCache(self._redis_url, session_ttl=self._settings.session_ttl)
+                self._cache = SessionCache(self._redis_url, cache_ttl=self._settings.cache_ttl)
                 self._opened.push_async_callback(self._cache.close)
         return Database(source, self._settings)
 
@@ -564,7 +551,7 @@ class ChatLedger:
         user_id: str | None = None,
         expected_sequence: int | None = None,
         fence: int | None = None,
-    ) -> Truncation:
+    ) -> TruncateReceipt:
         """Remove the messages from a sequence on, for "edit and regenerate". Their numbers are not used again.
 
         Args:
@@ -711,7 +698,7 @@ class ChatLedger:
 
     # For operators
 
-    async def verify_session(self, session_id: str | None = None) -> list[Problem]:
+    async def verify_session(self, session_id: str | None = None) -> list[IntegrityProblem]:
         """Check a stored session, or all, against the guarantees; return what is wrong: nothing, if all is well.
 
         Raises:

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from chatledger import functions, intent
-from chatledger.connections import is_refusal
-from chatledger.encoding import (
+from chatledger.errors import ChatLedgerError, InvalidArgument, InvalidMessage, MessageIdConflict
+from chatledger.models import changes
+from chatledger.models.header import Usage
+from chatledger.models.message import ChatMessage, new_id
+from chatledger.models.session import ChatSession
+from chatledger.postgres import functions
+from chatledger.postgres.connections import is_refusal
+from chatledger.postgres.encoding import (
     check_depth,
     clean_text,
     encode_amendments,
@@ -21,11 +26,9 @@ from chatledger.encoding import (
     encode_object,
     invalid_message,
 )
-from chatledger.errors import ChatLedgerError, InvalidArgument, InvalidMessage, MessageIdConflict
-from chatledger.models import ChatMessage, ChatSession, Usage, new_id
 
 if TYPE_CHECKING:
-    from chatledger.connections import Run
+    from chatledger.postgres.connections import Run
 
 
 async def save(run: Run, session: ChatSession, fence: int | None) -> None:
@@ -35,7 +38,7 @@ async def save(run: Run, session: ChatSession, fence: int | None) -> None:
     await _repeat_unanswered(run, session, fence)
     intended = _changes(session)
     _check_ids(session, intended)
-    intent.remember_usage(saved, intended)
+    changes.remember_usage(saved, intended)
     unknown = dict(saved.messages_sent)
     try:
         messages, amendments, indexes = encode_changes(intended.messages, saved.messages_sent)
@@ -59,28 +62,28 @@ def _check_types(session: ChatSession) -> None:
             raise invalid_message(index, "", f"is a {type(message).__name__}; expected a ChatMessage")
 
 
-def _changes(session: ChatSession) -> intent.Intent:
+def _changes(session: ChatSession) -> changes.Intent:
     try:
-        return intent.changes(session, session._saved, new_id())
+        return changes.changes(session, session._saved, new_id())
     except RecursionError as error:
         for index, message in enumerate(session.messages):
             check_depth(message, index)
         raise InvalidArgument("the session's metadata contains itself, or is nested too deeply") from error
 
 
-def _check_ids(session: ChatSession, intended: intent.Intent) -> None:
+def _check_ids(session: ChatSession, intended: changes.Intent) -> None:
     """Refuse a list with a stored message twice, in two ways: nobody knows which one is meant."""
     amended = {change.message_id: change for change in intended.messages if change.before is not None}
     for index, message in enumerate(session.messages if amended else ()):
         change = amended.get(message.message_id)
-        if change is not None and message is not change.message and intent.body_of(message) != change.body:
+        if change is not None and message is not change.message and changes.body_of(message) != change.body:
             last = max(index, change.index)
             raise _id_conflict(last, message.message_id, "is that of another message in the list, with another body")
 
 
 async def _repeat_unanswered(run: Run, session: ChatSession, fence: int | None) -> None:
     unanswered = session._saved.unanswered
-    if unanswered is None or (repeated := intent.repeatable(unanswered)) is None:
+    if unanswered is None or (repeated := changes.repeatable(unanswered)) is None:
         return
     try:
         await _send(run, session, repeated, [], encode_amendments(repeated.messages), fence)
@@ -93,7 +96,7 @@ async def _repeat_unanswered(run: Run, session: ChatSession, fence: int | None) 
 async def _send(
     run: Run,
     session: ChatSession,
-    intended: intent.Intent,
+    intended: changes.Intent,
     messages: Sequence[str],
     amendments: Sequence[str],
     fence: int | None,
@@ -117,11 +120,11 @@ async def _send(
             saved.unanswered = before
         raise
     saved.unanswered = None
-    intent.settle(session, saved, intended, outcome)
+    changes.settle(session, saved, intended, outcome)
 
 
 def _in_callers_list(
-    error: ChatLedgerError, changed: Sequence[intent.Changed], indexes: Sequence[int]
+    error: ChatLedgerError, changed: Sequence[changes.Changed], indexes: Sequence[int]
 ) -> ChatLedgerError:
     """Return Postgres's error, which has the message's place in what was sent, with that in the caller's list."""
     if (sent_index := error.detail.get("index")) is not None:

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chatledger import functions
-from chatledger.encoding import clean_text, encode_message, encode_object
 from chatledger.errors import ChatLedgerError, MigrationError, SessionNotFound
+from chatledger.postgres import functions
+from chatledger.postgres.encoding import clean_text, encode_message, encode_object
 
 if TYPE_CHECKING:
-    from chatledger.functions import Connection
     from chatledger.ledger import ChatLedger
-    from chatledger.models import AppendReceipt
+    from chatledger.models.receipts import AppendReceipt
+    from chatledger.postgres.functions import Connection
 
 CONCURRENCY = 8
 # Keys of a line that have a place of their own in the ledger; all others travel in the session's metadata.

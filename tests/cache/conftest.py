@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 
-from chatledger.cache import SessionCache
+from chatledger.cache.link import SessionCache
 
 
 class Server:
@@ -122,8 +122,8 @@ async def open_cache(clock: Clock) -> AsyncIterator[OpenCache]:
     """Opens caches, with a time limit that a busy machine keeps, and closes them."""
     opened: list[SessionCache] = []
 
-    def open_one(url: str, session_ttl: float = 600, timeout: float = 10) -> SessionCache:
-        opened.append(SessionCache(url, session_ttl=session_ttl, timeout=timeout, clock=clock))
+    def open_one(url: str, cache_ttl: float = 600, timeout: float = 10) -> SessionCache:
+        opened.append(SessionCache(url, cache_ttl=cache_ttl, timeout=timeout, clock=clock))
         return opened[-1]
 
     yield open_one

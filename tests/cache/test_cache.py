@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from chatledger.cache import CachedSession, SessionCache, _Breaker, _sealed
+from chatledger.cache.link import CachedSession, SessionCache, _Breaker, _sealed
 
 from .conftest import Clock, OpenCache, Server
 
@@ -197,7 +197,7 @@ async def test_reads_are_whole_while_others_write(server: Server, open_cache: Op
 
 
 async def test_ttl_is_set_by_every_write(server: Server, open_cache: OpenCache) -> None:
-    cache = open_cache(server.url, session_ttl=100)
+    cache = open_cache(server.url, cache_ttl=100)
     await put(cache, 1)
     assert 90_000 < server.redis.pttl(KEY) <= 100_000
     server.redis.persist(KEY)
@@ -301,12 +301,12 @@ async def test_garbage_is_not_built_on(server: Server, cache: SessionCache, kind
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.levelname for record in caplog.records if record.name == "chatledger.cache"]
+    return [record.levelname for record in caplog.records if record.name == "chatledger.cache.link"]
 
 
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "chatledger.cache")
+    caplog.set_level(logging.INFO, "chatledger.cache.link")
 
 
 async def every_call(cache: SessionCache) -> None:
@@ -444,7 +444,7 @@ async def test_a_crowd_is_no_trouble(server: Server, cache: SessionCache, caplog
 
 
 async def test_a_stop_in_the_middle_of_an_answer(socket_folder: Path, open_cache: OpenCache, monkeypatch: Any) -> None:
-    monkeypatch.setattr("chatledger.cache._LONGEST_ANSWER", 0.02)
+    monkeypatch.setattr("chatledger.cache.link._LONGEST_ANSWER", 0.02)
 
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while request := await reader.read(100_000):
@@ -791,14 +791,14 @@ async def test_errors_are_not_quoted(
 )
 def test_bad_url(url: str) -> None:
     with pytest.raises(ValueError, match="Redis URL") as caught:
-        SessionCache(url, session_ttl=1)
+        SessionCache(url, cache_ttl=1)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__suppress_context__
 
 
 def test_bad_ttl(server: Server) -> None:
-    with pytest.raises(ValueError, match="session_ttl"):
-        SessionCache(server.url, session_ttl=0)
+    with pytest.raises(ValueError, match="cache_ttl"):
+        SessionCache(server.url, cache_ttl=0)
 
 
 async def test_closed(server: Server, open_cache: OpenCache, caplog: pytest.LogCaptureFixture) -> None:

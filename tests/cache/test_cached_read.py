@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chatledger
-from chatledger import ChatLedger, ChatMessage, ChatSession, MessageNotFound, Settings, functions
-from chatledger.cache import SessionCache, _sealed, _unsealed
-from chatledger.encoding import encode_message
+from chatledger import ChatLedger, ChatMessage, ChatSession, MessageNotFound, Settings
+from chatledger.cache.link import SessionCache, _sealed, _unsealed
+from chatledger.postgres import functions
+from chatledger.postgres.encoding import encode_message
 from tests.client.cancelling import small_ledger, was_cancelled_at
 from tests.database.helpers import examples
 
@@ -99,7 +100,7 @@ async def test_a_small_session_is_not_worth_a_copy(database_url: str, server: Se
 
 
 async def test_session_ttl_of_the_settings(database_url: str, server: Server) -> None:
-    async with ChatLedger(database_url, server.url, settings=every_session(session_ttl=100)) as ledger:
+    async with ChatLedger(database_url, server.url, settings=every_session(cache_ttl=100)) as ledger:
         session = await saved(ledger, "one")
     assert 90_000 < server.redis.pttl(key(session)) <= 100_000
 

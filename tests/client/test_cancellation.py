@@ -12,13 +12,7 @@ import asyncpg
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from chatledger import (
-    ChatLedger,
-    ChatMessage,
-    ChatSession,
-    set_default_ledger,
-    upsert_chat_session,
-)
+from chatledger import ChatLedger, ChatMessage, ChatSession, set_default_ledger, upsert_chat_session
 from tests.client.cancelling import small_ledger, was_cancelled_at
 from tests.client.openai_server import chunk
 from tests.client.test_follow import gone

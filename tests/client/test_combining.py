@@ -18,8 +18,8 @@ from chatledger import (
     InvalidMessage,
     MessageIdConflict,
     SessionNotFound,
-    functions,
 )
+from chatledger.postgres import functions
 
 if TYPE_CHECKING:
     import asyncpg

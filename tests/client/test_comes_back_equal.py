@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, Usage
-from chatledger.encoding import clean_text
-from chatledger.intent import PLACE_FIELDS
+from chatledger.models.changes import PLACE_FIELDS
+from chatledger.postgres.encoding import clean_text
 from chatledger.transfer import _OWN_KEYS, export_sessions, import_lines
 from tests.client.openai_server import chunk
 from tests.database import test_message_body

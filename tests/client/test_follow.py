@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-import chatledger.follow
+import chatledger.following.follower
 from chatledger import (
     ChatLedger,
     ChatLedgerError,
@@ -27,10 +27,10 @@ from chatledger import (
     Settings,
     Usage,
     embedded,
-    functions,
     migrate,
 )
-from chatledger.follow import Listener, _Follower
+from chatledger.following.follower import Listener, _Follower
+from chatledger.postgres import functions
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 Psql = Callable[..., Awaitable[str]]
@@ -152,12 +152,12 @@ async def test_what_happens_is_told(ledger: ChatLedger, other: ChatLedger, sessi
 
         await other.update_session(session_id, title="Title", pinned=True)
         [header] = await take(events)
-        assert (header.kind, header.sequence, header.message) == ("header", None, None)
+        assert (header.kind, header.sequence, header.message) == ("updated", None, None)
         assert (header.session.title, header.session.pinned) == ("Title", True)
 
         await other.record_usage(session_id, Usage(prompt_tokens=3, total_tokens=3))
         [header] = await take(events)
-        assert (header.kind, header.session.usage.total_tokens) == ("header", 3)
+        assert (header.kind, header.session.usage.total_tokens) == ("updated", 3)
 
         await other.truncate_session(session_id, 2)
         [truncated] = await take(events)
@@ -187,7 +187,7 @@ async def test_several_changes_at_once_are_told_in_an_order_that_makes_sense(
             await together.truncate_session(session_id, 3)
             await together.append_messages(session_id, [user("new")])
             await together.update_session(session_id, title="Title")
-        assert told(await take(events, 4)) == [("truncated", 3), ("amended", 0), ("appended", 6), ("header", None)]
+        assert told(await take(events, 4)) == [("truncated", 3), ("amended", 0), ("appended", 6), ("updated", None)]
 
 
 async def test_message_amended_before_it_was_yielded_comes_once_as_it_is_now(
@@ -222,14 +222,14 @@ async def test_messages_removed_before_they_were_yielded_are_not_told_of(
 async def test_a_long_history_is_read_page_by_page(
     ledger: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sizes = chatledger.functions.read_changes, []
+    real, sizes = functions.read_changes, []
 
     async def read_changes(*arguments: Any) -> Any:
         changes = await real(*arguments)
         sizes.append(len(changes.messages) if changes else 0)
         return changes
 
-    monkeypatch.setattr(chatledger.functions, "read_changes", read_changes)
+    monkeypatch.setattr(functions, "read_changes", read_changes)
     await ledger.append_messages(session_id, users(0, 1050))
     async with aclosing(ledger.follow(session_id)) as events:
         await take(events)
@@ -311,7 +311,7 @@ async def test_g5_what_was_committed_between_the_read_and_the_listen_is_not_miss
 ) -> None:
     await ledger.create_session("s2")
     may_listen = asyncio.Event()
-    listen, read = asyncpg.Connection.add_listener, chatledger.functions.read_changes
+    listen, read = asyncpg.Connection.add_listener, functions.read_changes
 
     async def add_listener(*arguments: Any) -> None:
         await may_listen.wait()
@@ -331,7 +331,7 @@ async def test_g5_what_was_committed_between_the_read_and_the_listen_is_not_miss
         aclosing(ledger.follow(session_id)) as events,
     ):
         monkeypatch.setattr(asyncpg.Connection, "add_listener", add_listener)
-        monkeypatch.setattr(chatledger.functions, "read_changes", read_changes)
+        monkeypatch.setattr(functions, "read_changes", read_changes)
         assert await result(asyncio.create_task(anext(events))) == ("appended", 0)
 
 
@@ -499,7 +499,7 @@ async def test_notifications_are_not_counted_on_once_one_was_lost(
     async with aclosing(impatient.follow(session_id)) as events, waiting_for_next(impatient, events) as [waiting]:
         monkeypatch.setattr(Listener, "distrust", lambda listener: distrusted.append(listener))
         await connection.execute("update chatledger.sessions set version = version + 1, title = 'Past our functions'")
-        assert await result(waiting) == ("header", None)
+        assert await result(waiting) == ("updated", None)
     assert distrusted == [listener_of(impatient)]
 
 
@@ -522,8 +522,8 @@ async def test_where_notifications_do_not_arrive_followers_poll_and_the_log_says
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """LISTEN on another database is like LISTEN through pgbouncer: it is accepted, and nothing comes."""
-    monkeypatch.setattr(chatledger.follow, "_PATIENCE", 0.0)
-    caplog.set_level(logging.INFO, "chatledger.follow")
+    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.0)
+    caplog.set_level(logging.INFO, "chatledger.following.follower")
     elsewhere = database_url.replace(f"/{database_url.split('/')[3].split('?')[0]}?", "/postgres?")
     async with ChatLedger(database_url, settings=Settings(listen_url=elsewhere)) as ledger:
         await other.create_session("s2")
@@ -545,8 +545,8 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(chatledger.follow, "_PATIENCE", 0.0)
-    caplog.set_level(logging.INFO, "chatledger.follow")
+    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.0)
+    caplog.set_level(logging.INFO, "chatledger.following.follower")
     refusing = True
 
     async def connect(*arguments: Any, **options: Any) -> Any:
@@ -554,7 +554,7 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
             raise OSError("no way")
         return await asyncpg.connect(*arguments, **options)
 
-    monkeypatch.setattr("chatledger.follow.connect", connect)
+    monkeypatch.setattr("chatledger.following.follower.connect", connect)
     async with ChatLedger(database_url) as ledger, aclosing(ledger.follow(session_id)) as events:
         waiting = asyncio.create_task(take(events))
         await until(lambda: caplog.records)
@@ -569,7 +569,7 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
 async def test_polling_backs_off_while_nothing_happens(
     ledger: ChatLedger, other: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chatledger.follow, "_LONGEST_PAUSE", 0.4)
+    monkeypatch.setattr(chatledger.following.follower, "_LONGEST_PAUSE", 0.4)
     monkeypatch.setattr(Listener, "hears", lambda *_: False)
     async with aclosing(ledger.follow(session_id)) as events:
         for number in range(2):
@@ -577,7 +577,7 @@ async def test_polling_backs_off_while_nothing_happens(
             await until(lambda: [follower._pause for follower in followers_of(ledger)] == [0.4])
             await other.append_messages(session_id, [user(str(number))])
             assert told(await waiting) == [("appended", number)]
-            assert followers_of(ledger)[0]._pause == chatledger.follow._FIRST_PAUSE
+            assert followers_of(ledger)[0]._pause == chatledger.following.follower._FIRST_PAUSE
 
 
 async def test_on_a_pool_of_the_callers_one_of_its_connections_listens(
@@ -620,7 +620,7 @@ async def test_followers_end_when_their_ledger_is_closed(database_url: str, sess
 async def test_nothing_is_logged_of_a_ledger_that_is_closed(
     database_url: str, session_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(chatledger.follow, "_PATIENCE", 0.5)
+    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.5)
     connecting, patience_is_over = asyncio.Event(), asyncio.Event()
 
     async def connect(*_: Any, **__: Any) -> None:
@@ -628,7 +628,7 @@ async def test_nothing_is_logged_of_a_ledger_that_is_closed(
         connecting.set()
         await patience_is_over.wait()
 
-    monkeypatch.setattr("chatledger.follow.connect", connect)
+    monkeypatch.setattr("chatledger.following.follower.connect", connect)
     async with ChatLedger(database_url) as ledger:
         waiting = asyncio.create_task(anext(ledger.follow(session_id)))
         await connecting.wait()

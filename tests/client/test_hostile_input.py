@@ -27,7 +27,7 @@ from chatledger import (
     SessionEvent,
     Usage,
 )
-from chatledger.encoding import clean_text
+from chatledger.postgres.encoding import clean_text
 from tests.client.openai_server import chunk
 from tests.client.test_follow import followers_of
 from tests.database.helpers import (

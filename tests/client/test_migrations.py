@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from chatledger import MigrationError, migrate
-from chatledger.migrations import migrations, pending, plain_script, sql_folder
+from chatledger.postgres.migrations import migrations, pending, plain_script, sql_folder
 
 Psql = Callable[..., Awaitable[str]]
 INSTALL = f"\\i '{sql_folder() / 'install.sql'}'"

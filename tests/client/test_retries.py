@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from chatledger import ChatLedger, ChatMessage, ChatSession, DatabaseUnavailable, Settings, functions
+from chatledger import ChatLedger, ChatMessage, ChatSession, DatabaseUnavailable, Settings
+from chatledger.postgres import functions
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 

@@ -21,8 +21,8 @@ from chatledger import (
     MessageIdConflict,
     MessageNotFound,
     SessionNotFound,
-    functions,
 )
+from chatledger.postgres import functions
 
 Psql = Callable[..., Awaitable[str]]
 

@@ -30,8 +30,8 @@ from chatledger import (
     StreamBusy,
     TooManyStreams,
     Usage,
-    functions,
 )
+from chatledger.postgres import functions
 from tests.client.openai_server import TEXT, USAGE, OpenAIServer, openai_server
 from tests.client.openai_server import chunk as chunk_of
 from tests.client.test_retries import answers_lost

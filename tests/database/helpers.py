@@ -14,9 +14,10 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from chatledger import ChatLedger, ChatSession, Settings, functions
-from chatledger.cache import CachedSession, SessionCache
-from chatledger.cached_read import read_through
+from chatledger import ChatLedger, ChatSession, Settings
+from chatledger.cache.link import CachedSession, SessionCache
+from chatledger.cache.read_through import read_through
+from chatledger.postgres import functions
 from chatledger.transfer import export_sessions
 
 if TYPE_CHECKING:

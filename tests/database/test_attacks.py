@@ -15,7 +15,7 @@ import pglast
 import pytest
 from pglast.visitors import Visitor
 
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 
 from .helpers import assistant, begin_stream, call, everything, new_session, refused, said, tool, user
 from .test_catalog import LIFE, READS, names

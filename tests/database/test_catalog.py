@@ -10,7 +10,7 @@ import asyncpg
 import pglast
 import pytest
 
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 
 from .helpers import everything, new_session, refused, users
 

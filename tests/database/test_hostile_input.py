@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 
 from .helpers import (
     all_is_readable,

@@ -17,7 +17,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings, connections
+from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings
+from chatledger.postgres import connections
 
 from .servers import PgBouncer, Postgres, small_disk
 

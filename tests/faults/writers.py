@@ -510,7 +510,7 @@ def main() -> None:
         told_job = json.loads(text)
         sessions = [Session(**session) for session in told_job.pop("sessions")]
         with socket.socket(fileno=handles[0]) as connection:
-            logging.getLogger("chatledger.cache").setLevel(logging.ERROR)
+            logging.getLogger("chatledger.cache.link").setLevel(logging.ERROR)
             connection.sendall(f"{os.getpid()}\n".encode())
             asyncio.run(work(Job(sessions=sessions, **told_job), connection))
             connection.sendall(DONE)

@@ -19,7 +19,7 @@ import asyncpg
 import pytest
 
 from chatledger import ChatLedger, ChatMessage
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 from tests.program.run import run, start
 
 Psql = Callable[..., Awaitable[str]]

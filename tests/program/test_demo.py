@@ -16,12 +16,12 @@ import asyncpg
 import pytest
 from rich.console import Console
 
-from chatledger import ChatLedger, ChatMessage, Problem, Settings
-from chatledger.connections import open_pool, without_password
+from chatledger import ChatLedger, ChatMessage, IntegrityProblem, Settings
 from chatledger.demo import check, full_speed, naive, run_demo, screen, writers
 from chatledger.demo.batches import Writer, make_writer
 from chatledger.demo.progress import Place, Progress
 from chatledger.demo.writers import BATCHES, KILLED_AFTER, Target, WriterFailed
+from chatledger.postgres.connections import open_pool, without_password
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -60,7 +60,7 @@ def claims_broken(
     writers: list[Writer],
     answers: list[list[Place]],
     stored: list[ChatMessage],
-    verified: tuple[Problem, ...] = (),
+    verified: tuple[IntegrityProblem, ...] = (),
 ) -> set[str]:
     return {finding.claim for finding in check.findings(writers, answers, stored, verified) if finding.problems}
 
@@ -166,7 +166,7 @@ class TestCheck:
     def test_passes_on_what_the_database_found(
         self, two_writers: list[Writer], answers: list[list[Place]], stored: list[ChatMessage]
     ) -> None:
-        problem = Problem("s1", "G2", 3, "was stored before the message in front of it")
+        problem = IntegrityProblem("s1", "G2", 3, "was stored before the message in front of it")
         assert claims_broken(two_writers, answers, stored, (problem,)) == {"verified"}
 
 

@@ -16,21 +16,12 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 
-import chatledger.follow
-from chatledger import (
-    ChatLedger,
-    ChatLedgerError,
-    ChatMessage,
-    ChatSession,
-    InvalidArgument,
-    Settings,
-    Stream,
-    Usage,
-)
-from chatledger.connections import connect, password_of
+import chatledger.following.follower
+from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, InvalidArgument, Settings, Stream, Usage
 from chatledger.demo import writers
 from chatledger.demo.batches import make_writer
 from chatledger.demo.progress import Progress
+from chatledger.postgres.connections import connect, password_of
 from tests.client.openai_server import chunk as chunk_of
 from tests.database.helpers import until_waiting
 from tests.program.run import run
@@ -200,7 +191,7 @@ async def test_no_log_holds_what_is_streamed_saved_and_followed_when_postgres_qu
 ) -> None:
     """A constraint of somebody's own: its errors have the failing row in their DETAIL."""
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(chatledger.follow, "_PATIENCE", 0.0)
+    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.0)
     chunk = ChatCompletionChunk.model_validate(chunk_of({"content": WORDS}))
     await ledger.create_session("s1")
     await ledger.create_session("s2", title=WORDS)

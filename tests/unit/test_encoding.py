@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatledger import ChatMessage, InvalidArgument, InvalidMessage
-from chatledger.encoding import clean_text, encode_json, encode_message, encode_object
+from chatledger.postgres.encoding import clean_text, encode_json, encode_message, encode_object
 from tests.database.helpers import examples
 
 any_text = st.text(st.characters())  # lone surrogates and NUL included

@@ -8,7 +8,7 @@ import asyncpg
 
 from chatledger import ChatLedgerError, InvalidMessage, SessionNotFound
 from chatledger.errors import without_detail
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 
 
 def raised_in_sql() -> set[str]:

@@ -9,9 +9,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatledger import ChatMessage, ChatSession, intent
-from chatledger.encoding import encode_changes
-from chatledger.models import SessionHeader
+from chatledger import ChatMessage, ChatSession
+from chatledger.models import changes
+from chatledger.models.header import SessionHeader
+from chatledger.postgres.encoding import encode_changes
 from tests.database.helpers import examples
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,8 +45,8 @@ def sessions(draw: st.DrawFn) -> ChatSession:
 def save(session: ChatSession, answered: bool, others: bool) -> None:
     """Do what a ledger does, but for storing anything."""
     saved = session._saved
-    intended = intent.changes(session, saved, f"usage {saved.version}")
-    intent.remember_usage(saved, intended)
+    intended = changes.changes(session, saved, f"usage {saved.version}")
+    changes.remember_usage(saved, intended)
     encode_changes(intended.messages, saved.messages_sent)
     if answered:
         version = saved.version + 1 + others
@@ -53,11 +54,11 @@ def save(session: ChatSession, answered: bool, others: bool) -> None:
         places: dict[str, tuple[int, datetime, int | None]] = {
             change.stored_id: (change.index, NOW, None) for change in intended.messages
         }
-        intent.settle(session, saved, intended, intent.Outcome(header, version - 1, places))
+        changes.settle(session, saved, intended, changes.Outcome(header, version - 1, places))
 
 
 def to_send(session: ChatSession) -> Any:
-    intended = intent.changes(deepcopy(session), session._saved, "usage")
+    intended = changes.changes(deepcopy(session), session._saved, "usage")
     messages = [(change.message_id, change.body, change.before) for change in intended.messages]
     return intended.header, messages, intended.usage, session._saved.messages_sent
 
@@ -75,7 +76,7 @@ def test_a_copy_goes_through_json_with_its_changes(session: ChatSession) -> None
 @given(body=st.fixed_dictionaries({"role": st.just("user")}, optional={"content": texts | calls, "x": values}))
 def test_a_frozen_body_is_thawed_as_it_was(body: dict[str, Any]) -> None:
     message = ChatMessage.model_validate(body)
-    frozen = intent.frozen(message)
+    frozen = changes.frozen(message)
     assert frozen is not None
-    assert frozen == intent.frozen_body(body)
-    assert intent.thawed(frozen) == intent.body_of(message) == body
+    assert frozen == changes.frozen_body(body)
+    assert changes.thawed(frozen) == changes.body_of(message) == body

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import chatledger
-from chatledger.migrations import definitions, migrations, psql_script, sql_folder
+from chatledger.postgres.migrations import definitions, migrations, psql_script, sql_folder
 
 
 def test_install_sql_is_what_make_install_sql_writes() -> None:

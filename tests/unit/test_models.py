@@ -6,7 +6,7 @@ from uuid import RFC_4122, UUID
 import pytest
 from pydantic import ValidationError
 
-from chatledger import ChatMessage, ChatSession, Repair
+from chatledger import ChatMessage, ChatSession, HistoryRepair
 
 
 def test_each_message_has_an_id_of_its_own() -> None:
@@ -54,7 +54,7 @@ def test_a_session_as_openai_takes_it() -> None:
         ChatMessage(role="assistant", content="Let me look."),
         ChatMessage(role="assistant", tool_calls=[call]),
     ]
-    repairs: list[Repair] = []
+    repairs: list[HistoryRepair] = []
     sent = session.to_openai_messages(on_repair=repairs.append)
     assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
     assert [repair.kind for repair in repairs] == ["missing_result"]

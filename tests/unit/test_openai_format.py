@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatledger import ChatMessage, openai_format
-from chatledger.openai_format import (
+from chatledger import ChatMessage
+from chatledger.models import openai_format
+from chatledger.models.openai_format import (
     NO_NAME,
     NO_RESULT,
-    Repair,
+    HistoryRepair,
     merge_consecutive_assistant_messages,
     to_openai_messages,
 )
@@ -47,7 +48,7 @@ def result(call_id: str, text: str) -> ChatMessage:
 
 
 def sent(
-    messages: Sequence[ChatMessage], *, repair: bool = True, on_repair: Callable[[Repair], None] | None = None
+    messages: Sequence[ChatMessage], *, repair: bool = True, on_repair: Callable[[HistoryRepair], None] | None = None
 ) -> Dicts:
     return cast(Dicts, to_openai_messages(messages, repair=repair, on_repair=on_repair))
 
@@ -63,7 +64,7 @@ def brief(messages: Dicts) -> list[str]:
 
 
 def kinds(*messages: ChatMessage) -> list[str]:
-    repairs: list[Repair] = []
+    repairs: list[HistoryRepair] = []
     to_openai_messages(messages, on_repair=repairs.append)
     return [repair.kind for repair in repairs]
 
@@ -241,7 +242,7 @@ def test_the_result_shares_nothing_with_the_history() -> None:
 
 def test_openai_is_not_imported() -> None:
     """It takes half a second."""
-    code = "import sys, chatledger.openai_format; sys.exit('openai' in sys.modules)"
+    code = "import sys, chatledger.models.openai_format; sys.exit('openai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -263,7 +264,7 @@ def test_results_follow_in_the_order_of_the_calls() -> None:
 def test_a_result_that_was_stored_before_its_call() -> None:
     history = [user("Rome?"), result("c1", "sunny"), result("c1", "rain"), says(None, call("c1")), user("And?")]
     assert brief(sent(history)) == ["Rome?", "c1()", "c1: sunny", "And?"]
-    assert kinds(*history) == ["second_result", "moved_result"]
+    assert kinds(*history) == ["duplicate_result", "moved_result"]
 
     id_again = [*history, says(None, call("c1"))]
     assert brief(sent(id_again)) == ["Rome?", "c1()", "c1: sunny", "And?", "c1()", f"c1: {NO_RESULT}"]
@@ -280,14 +281,14 @@ def test_a_call_without_a_result_gets_a_stand_in() -> None:
 def test_of_two_results_the_first_stays() -> None:
     history = [says(None, call("c1")), result("c1", "running"), user("And?"), result("c1", "done")]
     assert brief(sent(history)) == ["c1()", "c1: running", "And?"]
-    assert kinds(*history) == ["second_result"]
+    assert kinds(*history) == ["duplicate_result"]
 
 
 def test_a_result_after_its_call_comes_before_one_in_front_of_it() -> None:
     """In front of it stands what is left of a call with the same id that was cut off."""
     history = [result("c1", "old"), user("Rome?"), says(None, call("c1")), user("And?"), result("c1", "sunny")]
     assert brief(sent(history)) == ["Rome?", "c1()", "c1: sunny", "And?"]
-    assert kinds(*history) == ["second_result", "moved_result"]
+    assert kinds(*history) == ["duplicate_result", "moved_result"]
 
 
 def test_a_result_without_a_call_is_dropped() -> None:
@@ -328,7 +329,7 @@ def test_an_id_that_comes_again_in_its_message_is_replaced() -> None:
     history = [says(None, call("c", "f"), call("c_2")), says(None, call("c", "g"))]
     history += [result("c", "of f"), result("c_2", "other"), result("c", "of g")]
     assert brief(sent(history)) == ["c() c_2() c_3()", "c: of f", "c_2: other", "c_3: of g"]
-    assert kinds(*history) == ["unclear_call"]
+    assert kinds(*history) == ["malformed_call"]
 
 
 def test_calls_without_id_or_name_get_them() -> None:
@@ -338,7 +339,7 @@ def test_calls_without_id_or_name_get_them() -> None:
     [message, *_] = sent(history)
     assert message["tool_calls"] == [call("c1", NO_NAME), call("call", "g"), call("call_2", NO_NAME)]
     assert brief(sent(history))[1:] == ["c1: 1", "call: 2", f"call_2: {NO_RESULT}"]
-    assert kinds(*history) == ["unclear_call", "unclear_call", "unclear_call", "missing_result"]
+    assert kinds(*history) == ["malformed_call", "malformed_call", "malformed_call", "missing_result"]
 
 
 def test_legacy_functions_are_repaired_too() -> None:
@@ -357,7 +358,7 @@ def test_legacy_functions_are_repaired_too() -> None:
 
 
 def test_a_repair_says_what_was_where() -> None:
-    repairs: list[Repair] = []
+    repairs: list[HistoryRepair] = []
     late = ChatMessage(role="tool", tool_call_id="c1", content="42", message_id="m2", sequence=2)
     to_openai_messages([says(None, call("c1")), user("And?"), late, says("")], on_repair=repairs.append)
     [moved, empty] = repairs
@@ -367,7 +368,7 @@ def test_a_repair_says_what_was_where() -> None:
 
 
 def test_repairs_can_be_switched_off() -> None:
-    repairs: list[Repair] = []
+    repairs: list[HistoryRepair] = []
     history = [result("c9", "lost"), says(None, call("c1")), says("one"), user("And?"), says("")]
     assert brief(sent(history, repair=False, on_repair=repairs.append)) == ["c9: lost", "one c1()", "And?", ""]
     assert repairs == []
@@ -562,9 +563,9 @@ def test_every_text_and_every_call_stays_in_its_order(history: list[ChatMessage]
 @any_history
 @given(history=histories())
 def test_a_result_goes_only_when_that_is_reported(history: list[ChatMessage]) -> None:
-    repairs: list[Repair] = []
+    repairs: list[HistoryRepair] = []
     came_out = numbered([message["content"] for message in sent(history, on_repair=repairs.append)])
-    dropped = {repair.message_id for repair in repairs if repair.kind in ("second_result", "orphan_result")}
+    dropped = {repair.message_id for repair in repairs if repair.kind in ("duplicate_result", "orphan_result")}
     for message in history:
         assert all((text in came_out) != (message.message_id in dropped) for text in numbered(message.content))
 
@@ -577,7 +578,7 @@ def test_what_came_out_comes_out_unchanged_again(history: list[ChatMessage]) -> 
 
 def unchanged(messages: Dicts) -> bool:
     """Whether the messages come out as they went in, without a repair."""
-    repairs: list[Repair] = []
+    repairs: list[HistoryRepair] = []
     again = sent([ChatMessage.model_validate(message) for message in messages], on_repair=repairs.append)
     return again == messages and not repairs
 
@@ -585,7 +586,7 @@ def unchanged(messages: Dicts) -> bool:
 @any_history
 @given(history=histories() | st.builds(sent, histories()).map(lambda dicts: [*map(ChatMessage.model_validate, dicts)]))
 def test_what_is_taken_to_be_clear_needs_no_repair(history: list[ChatMessage]) -> None:
-    repairs: list[Repair] = []
+    repairs: list[HistoryRepair] = []
     merged = merge_consecutive_assistant_messages(history)
     repaired = openai_format._repaired(merged, repairs.append)
     if openai_format._is_clear(merged):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from copy import deepcopy
 from datetime import UTC, datetime
 
-from chatledger import ChatMessage, rows
+from chatledger import ChatMessage
+from chatledger.postgres import rows
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

@@ -11,14 +11,14 @@ import inspect
 import re
 from pathlib import Path
 
-from chatledger import functions
-from chatledger.migrations import migrations, plain_script
+from chatledger.postgres import functions
+from chatledger.postgres.migrations import migrations, plain_script
 
 FOLDER = Path(__file__).parent
 
 
 def calls() -> list[str]:
-    """Return the statements of :mod:`chatledger.functions`."""
+    """Return the statements of :mod:`chatledger.postgres.functions`."""
     texts = [
         node.value
         for node in ast.walk(ast.parse(inspect.getsource(functions)))

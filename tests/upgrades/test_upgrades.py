@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from chatledger import migrate
-from chatledger.migrations import sql_folder
+from chatledger.postgres.migrations import sql_folder
 from tests.client.test_migrations import dump
 
 Psql = Callable[..., Awaitable[str]]

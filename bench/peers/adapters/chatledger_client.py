@@ -8,7 +8,7 @@ from chatledger import ChatLedger, ChatMessage, Settings
 class Store:
     async def open(self, database_url: str, redis_url: str) -> None:
         from chatledger import migrate
-        from chatledger.connections import open_pool
+        from chatledger.postgres.connections import open_pool
 
         self.pool = await open_pool(database_url, Settings(pool_size=16))
         async with self.pool.acquire() as connection:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from chatledger.cli.common import Json, app, errors, output, run
 from chatledger.ledger import ChatLedger
-from chatledger.models import ChatMessage
+from chatledger.models.message import ChatMessage
 
 _TEXT = "What should I pack for a week in Oslo at the end of November? " * 3
 _LOADED = 1000

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from chatledger import __version__
 from chatledger.config import Settings
 from chatledger.ledger import ChatLedger
+from chatledger.version import __version__
 
 FOUND_WRONG = 1
 WRONG_USAGE = 2

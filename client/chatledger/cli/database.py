@@ -17,9 +17,9 @@ from rich.table import Table
 
 from chatledger import embedded
 from chatledger.cli.common import Json, app, errors, output, run, settings
-from chatledger.connections import connect, without_password
 from chatledger.ledger import ChatLedger
-from chatledger.migrations import Migration, migrate, pending, plain_script
+from chatledger.postgres.connections import connect, without_password
+from chatledger.postgres.migrations import Migration, migrate, pending, plain_script
 
 _AGE = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 

@@ -18,9 +18,10 @@ from rich.text import Text
 
 from chatledger.cli.common import FOUND_WRONG, Json, app, errors, output, printable, run
 from chatledger.errors import SessionNotFound
-from chatledger.follow import SessionEvent
+from chatledger.following.follower import SessionEvent
 from chatledger.ledger import ChatLedger
-from chatledger.models import ChatMessage, ChatSession
+from chatledger.models.message import ChatMessage
+from chatledger.models.session import ChatSession
 
 _COLOURS = {"user": "cyan", "assistant": "green", "tool": "yellow", "function": "yellow"}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import asyncpg
 from rich.console import Console
 
-from chatledger.connections import without_password
 from chatledger.demo import check, full_speed, naive, screen
 from chatledger.demo.progress import Progress
 from chatledger.demo.writers import KILLED_AFTER, Target, make_writers, write_all
 from chatledger.ledger import ChatLedger
+from chatledger.postgres.connections import without_password
 
 
 async def run_demo(

@@ -13,8 +13,9 @@ from itertools import groupby, pairwise
 
 from chatledger.demo.batches import Writer
 from chatledger.demo.progress import Place
-from chatledger.intent import PLACE_FIELDS
-from chatledger.models import ChatMessage, Problem
+from chatledger.models.changes import PLACE_FIELDS
+from chatledger.models.message import ChatMessage
+from chatledger.models.receipts import IntegrityProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ def findings(
     writers: Sequence[Writer],
     answers: Sequence[Sequence[Place]],
     stored: Sequence[ChatMessage],
-    verified: Sequence[Problem],
+    verified: Sequence[IntegrityProblem],
 ) -> list[Finding]:
     """Return the whole check; ``verified`` is what the database's own check found."""
     sent = sum(len(writer.messages) for writer in writers)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatledger.config import Settings
-from chatledger.connections import open_pool
 from chatledger.demo import naive
 from chatledger.demo.batches import Batch, Writer, make_writer
 from chatledger.ledger import ChatLedger
+from chatledger.postgres.connections import open_pool
 
 if TYPE_CHECKING:
-    from chatledger.connections import Pool
+    from chatledger.postgres.connections import Pool
 
 WRITERS = 16
 BATCHES = 20

@@ -11,8 +11,8 @@ import asyncpg
 from chatledger.demo.batches import Batch
 
 if TYPE_CHECKING:
-    from chatledger.connections import Pool
-    from chatledger.functions import Connection
+    from chatledger.postgres.connections import Pool
+    from chatledger.postgres.functions import Connection
 
 SCHEMA = "chatledger_demo_naive"
 RETRIES = 5

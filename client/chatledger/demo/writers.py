@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatledger.connections import password_of, without_password
 from chatledger.demo.batches import Batch, make_writer
 from chatledger.demo.progress import Place, Progress
 from chatledger.errors import ChatLedgerError
 from chatledger.ledger import ChatLedger
+from chatledger.postgres.connections import password_of, without_password
 
 BATCHES = 20
 KILLED_AFTER = 8

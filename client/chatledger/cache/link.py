@@ -94,8 +94,8 @@ class SessionCache:
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``.
-        session_ttl: For how many seconds a copy is kept after it was last written. Reading does not renew it: that
-            would make each read a write (to replicas and log files too) to save one full read a ``session_ttl``.
+        cache_ttl: For how many seconds a copy is kept after it was last written. Reading does not renew it: that
+            would make each read a write (to replicas and log files too) to save one full read a ``cache_ttl``.
         timeout: Seconds within which Redis must connect and begin to answer.
         clock: Tells the time for the pauses.
 
@@ -108,12 +108,12 @@ class SessionCache:
         self,
         redis_url: str,
         *,
-        session_ttl: float,
+        cache_ttl: float,
         timeout: float = 0.05,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if session_ttl < 0.001:
-            raise ValueError("session_ttl must be above 0")
+        if cache_ttl < 0.001:
+            raise ValueError("cache_ttl must be above 0")
         try:
             # Our time limit is for all of a call. With RESP3 redis-py overlooks that the server closed a connection.
             self._pool = ConnectionPool.from_url(
@@ -125,7 +125,7 @@ class SessionCache:
                 "redis_url is not a Redis URL, redis://:password@host:port/0 or unix:///path",
                 detail={"argument": "redis_url"},
             ) from None  # the cause may quote a part of its password
-        self._ttl = round(session_ttl * 1000)
+        self._ttl = round(cache_ttl * 1000)
         self._timeout = timeout
         # Not kept by the pool: what is in this list was left with no answer unread.
         self._idle: list[AbstractConnection] = []

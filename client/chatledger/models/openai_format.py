@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from chatledger.intent import copy_json
-from chatledger.models import ChatMessage
+from chatledger.models.changes import copy_json
+from chatledger.models.message import ChatMessage
 
 if TYPE_CHECKING:  # importing openai takes half a second
     from openai.types.chat import ChatCompletionMessageParam
@@ -25,16 +25,16 @@ NO_NAME = "unknown"
 """Name of a function that was called without one."""
 
 RepairKind = Literal[
-    "moved_result", "missing_result", "second_result", "orphan_result", "empty_message", "unclear_call"
+    "moved_result", "missing_result", "duplicate_result", "orphan_result", "empty_message", "malformed_call"
 ]
 
 _EXPLANATIONS: dict[RepairKind, str] = {
     "moved_result": "the result did not stand right after its call, in the order of the calls: moved there",
     "missing_result": "the call has no result: it was given a stand-in",
-    "second_result": "the call has a result already: this one was dropped",
+    "duplicate_result": "the call has a result already: this one was dropped",
     "orphan_result": "no call has this id: the result was dropped",
     "empty_message": "the assistant message has neither text nor calls: dropped",
-    "unclear_call": "the call had no name, no id, or the id of another call in its message: it was given one",
+    "malformed_call": "the call had no name, no id, or the id of another call in its message: it was given one",
 }
 
 # What makes an assistant message worth sending when it has no text.
@@ -60,7 +60,7 @@ AnyMessage = TypeVar("AnyMessage", bound="ChatMessage | ChatCompletionMessagePar
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
+class HistoryRepair:
     """Something in a history that the API would refuse, and what was done about it."""
 
     kind: RepairKind
@@ -110,7 +110,7 @@ def merge_consecutive_assistant_messages(messages: Sequence[AnyMessage]) -> list
 
 
 def to_openai_messages(
-    messages: Sequence[ChatMessage], *, repair: bool = True, on_repair: Callable[[Repair], None] | None = None
+    messages: Sequence[ChatMessage], *, repair: bool = True, on_repair: Callable[[HistoryRepair], None] | None = None
 ) -> list[ChatCompletionMessageParam]:
     """Return a history as messages for ``client.chat.completions.create(messages=…)``.
 
@@ -293,9 +293,9 @@ def _is_clear(messages: list[ChatMessage]) -> bool:
     return not waiting
 
 
-def _repaired(messages: list[ChatMessage], on_repair: Callable[[Repair], None]) -> list[ChatMessage]:
+def _repaired(messages: list[ChatMessage], on_repair: Callable[[HistoryRepair], None]) -> list[ChatMessage]:
     def report(kind: RepairKind, message: ChatMessage, call_id: str = "") -> None:
-        on_repair(Repair(kind, message.message_id, message.sequence, call_id or None, _EXPLANATIONS[kind]))
+        on_repair(HistoryRepair(kind, message.message_id, message.sequence, call_id or None, _EXPLANATIONS[kind]))
 
     results, calls = _results_of_calls(messages)
     used = set(results.values())
@@ -303,7 +303,7 @@ def _repaired(messages: list[ChatMessage], on_repair: Callable[[Repair], None]) 
     for at, message in enumerate(messages):
         if result_key := _result_key(message):
             if at not in used:
-                report("second_result" if result_key in calls else "orphan_result", message, result_key[1])
+                report("duplicate_result" if result_key in calls else "orphan_result", message, result_key[1])
         elif message.role != "assistant":
             repaired.append(message)
         elif _is_empty(message.content) and not any(_has(message, key) for key in _WITHOUT_TEXT):
@@ -339,14 +339,14 @@ def _with_clear_calls(message: ChatMessage, report: Callable[[RepairKind, ChatMe
         kind = _kind(call)
         name = _call_name(call, kind)
         if call_id != stored or not name:
-            report("unclear_call", message, stored)
+            report("malformed_call", message, stored)
             call = call | {"id": call_id, kind: _dict(call.get(kind)) | {"name": name or NO_NAME}}
         calls.append(call)
     changed: dict[str, Any] = {}
     if calls != (message.tool_calls or []):
         changed["tool_calls"] = calls
     if message.function_call and not _text(message.function_call.get("name")):
-        report("unclear_call", message, "")
+        report("malformed_call", message, "")
         changed["function_call"] = message.function_call | {"name": NO_NAME}
     return message.model_copy(update=changed) if changed else message
 

@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Literal
 import asyncpg
 from pydantic import BaseModel, ConfigDict
 
-from chatledger import functions
-from chatledger.connections import connect
 from chatledger.errors import ChatLedgerError, DatabaseUnavailable, SessionNotFound, without_detail
-from chatledger.models import ChatMessage, SessionHeader
-from chatledger.rows import header_of, messages_of
+from chatledger.models.header import SessionHeader
+from chatledger.models.message import ChatMessage
+from chatledger.postgres import functions
+from chatledger.postgres.connections import connect
+from chatledger.postgres.rows import header_of, messages_of
 
 if TYPE_CHECKING:
-    from chatledger.connections import Database, Pool
-    from chatledger.functions import Connection
-    from chatledger.rows import Changes
+    from chatledger.postgres.connections import Database, Pool
+    from chatledger.postgres.functions import Connection
+    from chatledger.postgres.rows import Changes
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,13 @@ class SessionEvent(BaseModel):
     - ``appended``: ``message`` comes after all that were yielded before.
     - ``amended``: ``message``, which was yielded before, is another now.
     - ``truncated``: the messages from ``sequence`` on, as far as they were yielded before, were removed.
-    - ``header``: title, metadata, pin, status or usage changed.
+    - ``updated``: title, metadata, pin, status or usage changed.
     - ``deleted``: the session is gone. Nothing comes after this.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["appended", "amended", "truncated", "header", "deleted"]
+    kind: Literal["appended", "amended", "truncated", "updated", "deleted"]
     sequence: int | None = None
     """The message's; of truncated, the first one that was removed."""
     message: ChatMessage | None = None
@@ -340,7 +341,7 @@ def _events(changes: Changes, known: SessionHeader, header: SessionHeader, posit
         kind: Literal["amended", "appended"] = "amended" if sequence < position else "appended"
         yield SessionEvent(kind=kind, sequence=sequence, message=message, session=header)
     if known.model_dump(exclude=_CHANGES_OF_OTHERS) != header.model_dump(exclude=_CHANGES_OF_OTHERS):
-        yield SessionEvent(kind="header", session=header)
+        yield SessionEvent(kind="updated", session=header)
 
 
 @asynccontextmanager

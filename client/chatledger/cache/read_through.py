@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from chatledger import functions
-from chatledger.rows import SEQUENCE, MessageRow, session_of
+from chatledger.postgres import functions
+from chatledger.postgres.rows import SEQUENCE, MessageRow, session_of
 
 if TYPE_CHECKING:
-    from chatledger.cache import CachedSession, SessionCache
+    from chatledger.cache.link import CachedSession, SessionCache
     from chatledger.config import Settings
-    from chatledger.connections import Run
-    from chatledger.models import ChatSession
-    from chatledger.rows import Changes
+    from chatledger.models.session import ChatSession
+    from chatledger.postgres.connections import Run
+    from chatledger.postgres.rows import Changes
 
 _blocks_of_rows = TypeAdapter(list[list[MessageRow]])
 _CHECKED_AT = "checked_at"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 
 from chatledger.errors import ChatLedgerError
-from chatledger.models import AppendReceipt
+from chatledger.models.receipts import AppendReceipt
 
 Append = Callable[[str, str | None, Sequence[str]], Awaitable[list[AppendReceipt]]]
 Key = tuple[str, str | None]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from chatledger import functions
 from chatledger.errors import ChatLedgerError, DatabaseUnavailable, StaleFence, StreamBusy
-from chatledger.models import new_id
+from chatledger.models.message import new_id
+from chatledger.postgres import functions
 
 if TYPE_CHECKING:
-    from chatledger.connections import Run
-    from chatledger.functions import Lease
+    from chatledger.postgres.connections import Run
+    from chatledger.postgres.functions import Lease
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from datetime import datetime
 
-    from chatledger.models import ChatMessage, ChatSession, SessionHeader
+    from chatledger.models.header import SessionHeader
+    from chatledger.models.message import ChatMessage
+    from chatledger.models.session import ChatSession
 
 Change = dict[str, Any]
 """``{"from": …, "to": …}``; an end that is missing: there was nothing, or shall be nothing."""

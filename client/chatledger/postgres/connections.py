@@ -23,7 +23,7 @@ from chatledger.errors import (
 
 if TYPE_CHECKING:
     from chatledger.config import Settings
-    from chatledger.functions import Connection
+    from chatledger.postgres.functions import Connection
 
     Pool = asyncpg.Pool[asyncpg.Record]
 

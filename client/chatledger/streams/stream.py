@@ -8,19 +8,21 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from chatledger import functions, intent
-from chatledger.encoding import clean_or_new_id, encode_message, encode_object
 from chatledger.errors import ChatLedgerError, InvalidArgument, SessionNotFound, StaleFence
-from chatledger.growing import GrowingMessage, is_empty
-from chatledger.lease import CLOSING, MAY_PASS, HeldLease, LeaseOptions, outlast
-from chatledger.models import AppendReceipt, ChatMessage, ToolCallReceipt
+from chatledger.models import changes
+from chatledger.models.message import ChatMessage
+from chatledger.models.receipts import AppendReceipt, ToolCallReceipt
+from chatledger.postgres import functions
+from chatledger.postgres.encoding import clean_or_new_id, encode_message, encode_object
+from chatledger.streams.accumulator import GrowingMessage, is_empty
+from chatledger.streams.lease import CLOSING, MAY_PASS, HeldLease, LeaseOptions, outlast
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from openai.types.chat import ChatCompletionChunk
 
-    from chatledger.connections import Result, Run
+    from chatledger.postgres.connections import Result, Run
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +297,7 @@ class Stream:
                 new = {"message_id": message.message_id, "role": "assistant"} | body
                 messages.append(encode_message({k: v for k, v in new.items() if v != {}}, len(messages)))
             else:
-                amendment = intent.amendment(message.message_id, before, body)
+                amendment = changes.amendment(message.message_id, before, body)
                 amendments.append(encode_object(amendment, "amendment"))
         counted = [message for message in self._messages if message.closed and message.usage is not None]
         usage = [
@@ -318,7 +320,7 @@ class Stream:
         )
         return _Save(arguments, bodies, counted)
 
-    def _settle(self, save: _Save, outcome: intent.Outcome) -> None:
+    def _settle(self, save: _Save, outcome: changes.Outcome) -> None:
         self._saved |= save.bodies
         for message in save.counted:
             message.usage = None

@@ -13,7 +13,7 @@ import asyncpg
 from chatledger.errors import from_postgres
 
 if TYPE_CHECKING:
-    from chatledger.functions import Connection
+    from chatledger.postgres.functions import Connection
 
 # Only one migrator at a time in a database, be it this one or db/install.sql.
 _LOCK = "select pg_advisory_xact_lock(hashtext('chatledger.migrations'))"
@@ -37,7 +37,7 @@ class Migration:
 
 def sql_folder() -> Path:
     """Return the folder with the SQL: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     shipped = package / "db"
     return shipped if shipped.is_dir() else package.parents[1] / "db"
 
@@ -137,7 +137,7 @@ def _record(migration: Migration) -> str:
 
 def _guard() -> str:
     """Return the statement that refuses a database which this release must not touch."""
-    from chatledger import __version__
+    from chatledger.version import __version__
 
     known = ",\n            ".join(f"({m.number}, '{m.checksum}')" for m in migrations())
     return f"""do $guard$

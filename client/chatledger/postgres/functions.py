@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from chatledger import intent
-from chatledger.models import (
-    AmendReceipt,
-    AppendReceipt,
-    ChatMessage,
-    ChatSession,
-    Problem,
-    SessionHeader,
-    SessionPage,
-    ToolCallReceipt,
-    Truncation,
-    Usage,
+from chatledger.models import changes
+from chatledger.models.header import SessionHeader, SessionPage, Usage
+from chatledger.models.message import ChatMessage
+from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt
+from chatledger.models.session import ChatSession
+from chatledger.postgres.rows import (
+    COLUMNS,
+    Changes,
+    bodies_of,
+    changes_of,
+    header_of,
+    message_rows,
+    messages_of,
+    session_of,
 )
-from chatledger.rows import COLUMNS, Changes, bodies_of, changes_of, header_of, message_rows, messages_of, session_of
 
 if TYPE_CHECKING:
     import asyncpg
@@ -168,7 +169,7 @@ async def read_bodies(
         return None
     session = rows[0]["session"]
     bodies = bodies_of(message_rows(session, rows[1:]))
-    return header_of(session), [(message_id, intent.as_it_came(body)) for message_id, body in bodies.items()]
+    return header_of(session), [(message_id, changes.as_it_came(body)) for message_id, body in bodies.items()]
 
 
 async def save_session(
@@ -181,7 +182,7 @@ async def save_session(
     amendments: Sequence[str],
     usage: Sequence[str],
     fence: int | None,
-) -> intent.Outcome:
+) -> changes.Outcome:
     first, *rows = await connection.fetch(
         "select * from chatledger.save_session("
         "$1, $2, $3, $4::text::jsonb, $5::text[]::jsonb[], $6::text[]::jsonb[], $7::text[]::jsonb[], $8)",
@@ -194,7 +195,7 @@ async def save_session(
         usage,
         fence,
     )
-    return intent.Outcome(
+    return changes.Outcome(
         header_of(first["session"]),
         first["version_before"],
         {row["message_id"]: (row["sequence"], row["created_at"], row["amended_version"]) for row in rows},
@@ -272,7 +273,7 @@ async def truncate_session(
     user_id: str | None,
     expected_sequence: int | None,
     fence: int | None,
-) -> Truncation:
+) -> TruncateReceipt:
     row = await _row(
         connection,
         "select * from chatledger.truncate_session($1, $2, $3, $4, $5)",
@@ -282,7 +283,7 @@ async def truncate_session(
         expected_sequence,
         fence,
     )
-    return Truncation(*row)
+    return TruncateReceipt(*row)
 
 
 async def fork_session(
@@ -364,9 +365,9 @@ async def end_stream(connection: Connection, session_id: str, fence: int) -> boo
     return bool(await connection.fetchval("select * from chatledger.end_stream($1, $2)", session_id, fence))
 
 
-async def verify_session(connection: Connection, session_id: str | None) -> list[Problem]:
+async def verify_session(connection: Connection, session_id: str | None) -> list[IntegrityProblem]:
     rows = await connection.fetch("select * from chatledger.verify_session($1)", session_id)
-    return [Problem(*row) for row in rows]
+    return [IntegrityProblem(*row) for row in rows]
 
 
 async def status(connection: Connection) -> dict[str, str | None]:

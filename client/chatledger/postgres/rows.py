@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from chatledger import intent
-from chatledger.models import ChatMessage, ChatSession, Role, SessionHeader, Usage
+from chatledger.models import changes
+from chatledger.models.header import SessionHeader, Usage
+from chatledger.models.message import ChatMessage, Role
+from chatledger.models.session import ChatSession
 
 if TYPE_CHECKING:
     import asyncpg
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 Header = TypeVar("Header", bound=SessionHeader)
 
-_PLACE = ("message_id", *intent.PLACE_FIELDS)
-COLUMNS = (*_PLACE, *intent.FROZEN_FIELDS)
+_PLACE = ("message_id", *changes.PLACE_FIELDS)
+COLUMNS = (*_PLACE, *changes.FROZEN_FIELDS)
 """What is read of a message, in this order."""
 _Text = str | None
 MessageRow = tuple[
@@ -82,7 +84,7 @@ def header_of(header: HeaderRow) -> SessionHeader:
     return _header(SessionHeader, header)
 
 
-def _header(model: type[Header], row: HeaderRow, bodies: intent.Bodies | None = None, **more: Any) -> Header:
+def _header(model: type[Header], row: HeaderRow, bodies: changes.Bodies | None = None, **more: Any) -> Header:
     fields: dict[str, Any] = dict(_json(row).items()) | more
     fields["metadata"] = _json(fields["metadata"])
     fields["usage"] = {key: fields.pop(key) for key in Usage.model_fields}
@@ -140,9 +142,9 @@ def messages_of(rows: Iterable[MessageRow | asyncpg.Record]) -> list[ChatMessage
     return messages
 
 
-def bodies_of(rows: Iterable[MessageRow]) -> intent.Bodies:
+def bodies_of(rows: Iterable[MessageRow]) -> changes.Bodies:
     """Return the bodies of the messages, by id."""
-    bodies = intent.Bodies()
+    bodies = changes.Bodies()
     for row in rows:
         bodies[row[_MESSAGE_ID]] = row[_BODY:]
     return bodies

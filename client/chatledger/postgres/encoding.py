@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from chatledger import intent
 from chatledger.errors import InvalidArgument, InvalidMessage
-from chatledger.models import ChatMessage, new_id
+from chatledger.models import changes
+from chatledger.models.message import ChatMessage, new_id
 
 REPLACEMENT = "\ufffd"
 
@@ -73,7 +73,7 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
         InvalidMessage: it is neither a message nor a mapping, or JSON cannot express one of its fields.
     """
     if isinstance(message, ChatMessage):
-        fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in intent.PLACE_FIELDS}
+        fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in changes.PLACE_FIELDS}
         body = fields | (message.__pydantic_extra__ or {})
     elif isinstance(message, Mapping):
         body = dict(message)
@@ -92,7 +92,7 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
         raise
 
 
-def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> tuple[list[str], list[str], list[int]]:
+def encode_changes(changed: Iterable[changes.Changed], sent: dict[str, str]) -> tuple[list[str], list[str], list[int]]:
     """Encode the new messages and the amendments of a save; note in each what the ledger will hold of it.
 
     Returns the new messages, the amendments, and the index of each new message in the caller's list.
@@ -131,13 +131,13 @@ def encode_changes(changed: Iterable[intent.Changed], sent: dict[str, str]) -> t
             _, before = _decoded(first)
         if before["role"] != change.stored["role"]:
             raise invalid_message(change.index, "role", "cannot change: the message is stored")
-        amendments.append(intent.amendment(change.stored_id, before, change.stored))
+        amendments.append(changes.amendment(change.stored_id, before, change.stored))
     return new, [encode_json(amendment) for amendment in amendments if amendment], indexes
 
 
-def encode_amendments(changed: Iterable[intent.Changed]) -> list[str]:
+def encode_amendments(changed: Iterable[changes.Changed]) -> list[str]:
     """Encode amendments as :func:`encode_changes` did it, though the messages may have been changed since."""
-    amendments = [intent.amendment(change.stored_id, change.before or {}, change.stored) for change in changed]
+    amendments = [changes.amendment(change.stored_id, change.before or {}, change.stored) for change in changed]
     return [encode_json(amendment) for amendment in amendments if amendment]
 
 
@@ -149,7 +149,7 @@ def check_depth(message: ChatMessage, index: int) -> None:
     """
     for field, value in (message.__dict__ | (message.__pydantic_extra__ or {})).items():
         try:
-            from_json(encode_json({field: None if field in intent.PLACE_FIELDS else value}))
+            from_json(encode_json({field: None if field in changes.PLACE_FIELDS else value}))
         except (ValueError, TypeError, RecursionError) as error:
             raise invalid_message(index, field, f"is not JSON, or is nested too deeply: {error}") from error
 

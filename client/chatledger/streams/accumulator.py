@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chatledger.models import Usage, new_id
+from chatledger.models.header import Usage
+from chatledger.models.message import new_id
 
 if TYPE_CHECKING:  # importing openai takes half a second
     from openai.types.chat import ChatCompletionChunk

@@ -1,0 +1,1 @@
+"""Copies of sessions in Redis or Valkey."""

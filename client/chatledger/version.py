@@ -1,0 +1,3 @@
+"""The release, for the package, the program and the schema."""
+
+__version__ = "0.1.0"
