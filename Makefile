@@ -44,7 +44,7 @@ bench-peers: .venv/bench-ready
 
 # Writes db/install.sql anew, after a file was added to db/ or a new migration was edited.
 install-sql: .venv/ready
-	$(BIN)/python -c "from chatledger.migrations import psql_script; print(psql_script(), end='')" > install.sql.new
+	$(BIN)/python -c "from chatledger.postgres.migrations import psql_script; print(psql_script(), end='')" > install.sql.new
 	mv install.sql.new db/install.sql
 
 # Writes the README's picture of the demo anew.

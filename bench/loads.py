@@ -14,7 +14,7 @@ from bench.appends import TEXT
 from bench.medians import Medians
 from bench.results import keep
 from chatledger import ChatLedger, ChatMessage
-from chatledger.models import changes
+from chatledger.models.changes import changes_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +69,7 @@ async def measure(pool: Pool, rounds: int, server: str, console: Console) -> Non
             return await ledger.get_session(session_id)
 
         async def look(held: Any = held) -> Any:
-            return changes.changes(held, held._saved, "usage")
+            return changes_of(held, held._baseline)
 
         async def convert(held: Any = held) -> Any:
             return held.to_openai_messages()

@@ -31,7 +31,7 @@ begin
     select applied.name into v_changed
     from chatledger.migrations as applied
     join (values
-            (1, '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509'),
+            (1, 'd280c72f8d45fea8516795e6ae4061b4080c3b900282d0ea3bacc0b207132193'),
             (2, 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083'),
             (3, '681e2bf80b9364ea6203d422bd5407c0682d861e319782944e92408d3cbb152d')
     ) as known (number, checksum) using (number)
@@ -47,7 +47,7 @@ select to_regclass('chatledger.migrations') is null as pending \gset
 \if :pending
 \ir migrations/0001_ledger.sql
 insert into chatledger.migrations (number, name, checksum)
-values (1, '0001_ledger', '01f2c3017b204a06c5ab3ae2273d7668940a2031aef32997da87f0ec679f0509');
+values (1, '0001_ledger', 'd280c72f8d45fea8516795e6ae4061b4080c3b900282d0ea3bacc0b207132193');
 \endif
 select not exists (select from chatledger.migrations where number = 2) as pending \gset
 \if :pending

@@ -33,7 +33,7 @@ from chatledger.errors import (
 )
 from chatledger.following.follower import SessionEvent
 from chatledger.ledger import ChatLedger
-from chatledger.models.header import SessionHeader, SessionPage, Usage
+from chatledger.models.header import SessionHeader, SessionPage, Usage, UsageTotals
 from chatledger.models.message import ChatMessage
 from chatledger.models.openai_format import HistoryRepair
 from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt
@@ -74,6 +74,7 @@ __all__ = [
     "TruncateReceipt",
     "Usage",
     "UsageConflict",
+    "UsageTotals",
     "__version__",
     "append_and_save_message",
     "close_default_ledger",

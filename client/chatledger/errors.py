@@ -149,3 +149,20 @@ def from_postgres(error: asyncpg.PostgresError) -> ChatLedgerError | None:
 def without_detail(error: Exception) -> str:
     """Return what an error says, without the DETAIL of one of Postgres's own, which may quote the row."""
     return str(error.args[0]) if isinstance(error, asyncpg.PostgresError) else str(error)
+
+
+# The server, or the way to it, went away.
+CONNECTION_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleSessionTimeoutError,
+    OSError,
+)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Tell whether a call failed by what Postgres answered, so that nothing of it was stored then."""
+    if isinstance(error, ChatLedgerError):
+        return error.sqlstate is not None
+    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, CONNECTION_LOST)

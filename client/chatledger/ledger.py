@@ -26,7 +26,7 @@ from chatledger.postgres.combining import Combiner
 from chatledger.postgres.connections import Database, Result, close_pool, open_pool
 from chatledger.postgres.encoding import clean_or_new_id, clean_text, encode_message, encode_object
 from chatledger.postgres.migrations import migrate
-from chatledger.saving import save
+from chatledger.saving import save_session
 from chatledger.streams.lease import LeaseOptions
 from chatledger.streams.stream import Stream
 
@@ -258,8 +258,8 @@ class ChatLedger:
         """
         await self._open_database()
         # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
-        async with nullcontext() if self._on_callers_connection else session._saved.turn():
-            await save(self._run, session, fence)
+        async with nullcontext() if self._on_callers_connection else session._saves.turn():
+            await save_session(self._run, session, fence)
         return session
 
     async def list_sessions(
@@ -378,7 +378,7 @@ class ChatLedger:
         Args:
             session_id: Which one.
             usage: The tokens to add.
-            usage_id: What makes it once: the completion's id, say. Without one, each call adds.
+            usage_id: What makes it once, instead of the usage's own id: the completion's id, say.
             user_id: Who asks.
 
         Raises:
@@ -386,7 +386,7 @@ class ChatLedger:
             UsageConflict: The id was recorded with other numbers.
             InvalidArgument: A number is negative.
         """
-        record_id = clean_or_new_id(usage_id)
+        record_id = clean_text(usage.usage_id if usage_id is None else usage_id)
         arguments = (clean_text(session_id), record_id, usage, _clean(user_id))
         return await self._run(lambda c: functions.record_usage(c, *arguments))
 

@@ -1,144 +1,86 @@
-"""Saving a session that is held in memory: what its caller changed, and nothing else.
-
-Which changes those are says :mod:`chatledger.intent`; here they are sent, also when it is not known what became of what
-was sent before.
-"""
+"""Saving a session that is held in memory: what its caller changed, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import asyncpg
+from pydantic_core import from_json
 
 from chatledger.errors import ChatLedgerError, InvalidArgument, InvalidMessage, MessageIdConflict
-from chatledger.models import changes
+from chatledger.models.bodies import copy_json
+from chatledger.models.changes import HEADER_FIELDS, changes_of, id_conflict
 from chatledger.models.header import Usage
-from chatledger.models.message import ChatMessage, new_id
+from chatledger.models.message import ChatMessage
+from chatledger.models.saves import SaveArguments, SessionSave
 from chatledger.models.session import ChatSession
 from chatledger.postgres import functions
-from chatledger.postgres.connections import is_refusal
-from chatledger.postgres.encoding import (
-    check_depth,
-    clean_text,
-    encode_amendments,
-    encode_changes,
-    encode_object,
-    invalid_message,
-)
+from chatledger.postgres.encoding import check_depth, clean_text, encode_changes, encode_object, invalid_message
 
 if TYPE_CHECKING:
     from chatledger.postgres.connections import Run
 
 
-async def save(run: Run, session: ChatSession, fence: int | None) -> None:
-    """Do what :meth:`ChatLedger.save_session` says."""
+async def save_session(run: Run, session: ChatSession, fence: int | None) -> None:
+    """Save a copy, as :meth:`ChatLedger.save_session` says: prepare, send, apply."""
+
+    async def send(save: SessionSave) -> None:
+        try:
+            outcome = await run(lambda c: functions.save_session(c, save.arguments))
+        except (InvalidMessage, MessageIdConflict) as error:
+            raise _in_callers_list(error, save) from error
+        session._baseline = save.apply(session, session._baseline, outcome)
+
+    await session._saves.save(lambda: _prepare(session, fence), send)
+
+
+def _prepare(session: ChatSession, fence: int | None) -> SessionSave:
     _check_types(session)
-    saved = session._saved
-    await _repeat_unanswered(run, session, fence)
-    intended = _changes(session)
-    _check_ids(session, intended)
-    changes.remember_usage(saved, intended)
-    unknown = dict(saved.messages_sent)
     try:
-        messages, amendments, indexes = encode_changes(intended.messages, saved.messages_sent)
-        await _send(run, session, intended, messages, amendments, fence)
-    except ChatLedgerError as error:
-        if error.sqlstate is not None:  # refused: nothing of this call is stored
-            saved.messages_sent = unknown
-        of_message = isinstance(error, InvalidMessage | MessageIdConflict)
-        if of_message and isinstance(error.__cause__, asyncpg.PostgresError):
-            raise _in_callers_list(error, intended.messages, indexes) from error
-        raise
+        changed = changes_of(session, session._baseline)
+    except RecursionError as error:
+        for index, message in enumerate(session.messages):
+            check_depth(message, index)
+        raise InvalidArgument("the session's metadata contains itself, or is nested too deeply") from error
+    sent, messages, amendments = encode_changes(changed.messages)
+    usage = [encode_object(used.model_dump(), "usage") for used in changed.usage]
+    arguments = SaveArguments(
+        clean_text(session.session_id),
+        None if session.user_id is None else clean_text(session.user_id),
+        session.version,
+        encode_object(changed.header, "title, status or metadata"),
+        messages,
+        amendments,
+        usage,
+        fence,
+    )
+    header = {name: getattr(session, name) for name in HEADER_FIELDS}
+    recorded = {
+        used.usage_id: Usage.model_construct(None, **from_json(text))
+        for used, text in zip(changed.usage, usage, strict=True)
+    }
+    return SessionSave(arguments, header, copy_json(session.metadata), sent, recorded)
 
 
 def _check_types(session: ChatSession) -> None:
     # pydantic does not look at what is assigned, or appended to a list.
-    for name, kind in (("messages", list), ("metadata", dict), ("usage", Usage)):
+    for name, kind in (("messages", list), ("metadata", dict), ("usage", list)):
         if not isinstance(given := getattr(session, name), kind):
             raise InvalidArgument(f"the session's {name}: expected a {kind.__name__}, not {type(given).__name__}")
     for index, message in enumerate(session.messages):
         if not isinstance(message, ChatMessage):
             raise invalid_message(index, "", f"is a {type(message).__name__}; expected a ChatMessage")
+    for index, used in enumerate(session.usage):
+        if not isinstance(used, Usage):
+            raise InvalidArgument(f"usage {index}: expected a Usage, not a {type(used).__name__}")
 
 
-def _changes(session: ChatSession) -> changes.Intent:
-    try:
-        return changes.changes(session, session._saved, new_id())
-    except RecursionError as error:
-        for index, message in enumerate(session.messages):
-            check_depth(message, index)
-        raise InvalidArgument("the session's metadata contains itself, or is nested too deeply") from error
-
-
-def _check_ids(session: ChatSession, intended: changes.Intent) -> None:
-    """Refuse a list with a stored message twice, in two ways: nobody knows which one is meant."""
-    amended = {change.message_id: change for change in intended.messages if change.before is not None}
-    for index, message in enumerate(session.messages if amended else ()):
-        change = amended.get(message.message_id)
-        if change is not None and message is not change.message and changes.body_of(message) != change.body:
-            last = max(index, change.index)
-            raise _id_conflict(last, message.message_id, "is that of another message in the list, with another body")
-
-
-async def _repeat_unanswered(run: Run, session: ChatSession, fence: int | None) -> None:
-    unanswered = session._saved.unanswered
-    if unanswered is None or (repeated := changes.repeatable(unanswered)) is None:
-        return
-    try:
-        await _send(run, session, repeated, [], encode_amendments(repeated.messages), fence)
-    except ChatLedgerError as error:
-        if error.sqlstate is None:
-            raise
-        # Refused: it is not stored, or others have changed the same since, which what comes next meets too.
-
-
-async def _send(
-    run: Run,
-    session: ChatSession,
-    intended: changes.Intent,
-    messages: Sequence[str],
-    amendments: Sequence[str],
-    fence: int | None,
-) -> None:
-    saved = session._saved
-    arguments = (
-        clean_text(session.session_id),
-        None if session.user_id is None else clean_text(session.user_id),
-        session.version,
-        encode_object(intended.header, "header"),
-        messages,
-        amendments,
-        [encode_object(usage, "usage") for usage in intended.usage],
-        fence,
-    )
-    before, saved.unanswered = saved.unanswered, intended
-    try:
-        outcome = await run(lambda c: functions.save_session(c, *arguments))
-    except Exception as error:
-        if is_refusal(error):  # nothing of this is stored; of what was sent before, nothing is known still
-            saved.unanswered = before
-        raise
-    saved.unanswered = None
-    changes.settle(session, saved, intended, outcome)
-
-
-def _in_callers_list(
-    error: ChatLedgerError, changed: Sequence[changes.Changed], indexes: Sequence[int]
-) -> ChatLedgerError:
+def _in_callers_list(error: InvalidMessage | MessageIdConflict, save: SessionSave) -> ChatLedgerError:
     """Return Postgres's error, which has the message's place in what was sent, with that in the caller's list."""
-    if (sent_index := error.detail.get("index")) is not None:
-        index = indexes[sent_index]
+    sent_index = error.detail.get("index")
+    if sent_index is not None:
+        index = [sent.index for sent in save.messages if sent.is_new][sent_index]
     else:  # an amendment
-        index = next(change.index for change in changed if change.stored_id == error.detail["message_id"])
+        index = next(sent.index for sent in save.messages if sent.stored_id == error.detail["message_id"])
     if isinstance(error, MessageIdConflict):
-        return _id_conflict(index, error.detail["message_id"], "is stored in this session with another body")
+        return id_conflict(index, error.detail["message_id"], "is stored in this session with another body")
     return invalid_message(index, error.detail["field"], error.detail["problem"])
-
-
-def _id_conflict(index: int, message_id: str, problem: str) -> MessageIdConflict:
-    return MessageIdConflict(
-        f'message {index}: message_id "{message_id}" {problem}',
-        detail={"index": index, "field": "message_id", "message_id": message_id},
-        hint="Nothing was stored. Use a new id for a new message; change the one that is in the list to change it.",
-    )

@@ -20,7 +20,8 @@ begin
     update chatledger.sessions as s
     set deleted_at = clock_timestamp(), version = s.version + 1, updated_at = greatest(clock_timestamp(), s.updated_at),
         user_id = null, title = null, metadata = '{}', pinned = false, status = 'deleted', next_sequence = 0,
-        removed_count = 0, prompt_tokens = 0, completion_tokens = 0, total_tokens = 0, forked_from = null,
+        removed_count = 0, prompt_tokens = 0, completion_tokens = 0, total_tokens = 0,
+        cache_read_tokens = 0, cache_creation_tokens = 0, reasoning_tokens = 0, forked_from = null,
         forked_at = null, stream_id = null, stream_owner = null, stream_began_at = null,
         stream_expires_at = null
     where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id)

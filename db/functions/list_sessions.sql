@@ -18,7 +18,8 @@ create or replace function chatledger.list_sessions(
 )
 returns table (
     session_id text, user_id text, title text, metadata jsonb, pinned boolean, status text, prompt_tokens bigint,
-    completion_tokens bigint, total_tokens bigint, message_count integer, next_sequence integer, version bigint,
+    completion_tokens bigint, total_tokens bigint, cache_read_tokens bigint, cache_creation_tokens bigint,
+    reasoning_tokens bigint, message_count integer, next_sequence integer, version bigint,
     forked_from text, forked_at integer, created_at timestamptz, updated_at timestamptz, cursor text
 )
 language plpgsql

@@ -7,6 +7,8 @@
 -- p_since_version, p_since_sequence  the header's version and next_sequence of an earlier read: only what changed since,
 --     that is new messages, and earlier ones that were amended or removed (removed = true, without content). Without
 --     p_since_version: only the messages from p_since_sequence on.
+-- The header has the session's totals, and in "usage" the records of usage; with p_since_version those since, with p_last none.
+--
 -- p_last   only the last so many messages, reaching back like get_messages
 -- p_limit  only the first so many of the messages from p_since_sequence on. If there are that many, go on with the version
 --     of this header and the last message's sequence + 1.
@@ -55,7 +57,15 @@ begin
     end if;
 
     return query
-        select to_jsonb(chatledger.header_of(v_session)), null::integer, null::text, null::text, null::text, null::jsonb,
+        select to_jsonb(chatledger.header_of(v_session)) || jsonb_build_object('usage', (
+                select coalesce(jsonb_agg(u.details || jsonb_build_object(
+                    'usage_id', u.usage_id, 'prompt_tokens', u.prompt_tokens, 'completion_tokens', u.completion_tokens,
+                    'total_tokens', u.total_tokens, 'cache_read_tokens', u.cache_read_tokens,
+                    'cache_creation_tokens', u.cache_creation_tokens, 'reasoning_tokens', u.reasoning_tokens,
+                    'model', u.model) order by u.version), '[]')
+                from chatledger.usage_records as u
+                where p_last is null and u.session_id = p_session_id and u.version > coalesce(p_since_version, 0))),
+            null::integer, null::text, null::text, null::text, null::jsonb,
             null::text, null::text, null::text, null::jsonb, null::jsonb, null::jsonb, null::integer, null::jsonb,
             null::bigint, null::timestamptz, null::boolean;
     if v_session.version = p_since_version and v_session.next_sequence <= p_since_sequence then

@@ -14,7 +14,8 @@
 -- p_amendments  objects {"message_id", "fields": changes, "metadata": changes of its keys, "add_tool_calls": […]}. A field
 --               that somebody else changed since is refused, and so are "role" and "message_id"; a tool call whose id
 --               the message has is passed over.
--- p_usage       objects {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens"}, each added exactly once
+-- p_usage       objects {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens", …}, each recorded exactly once;
+--               the other keys are the details that record_usage takes
 -- p_fence       the fence of the stream that writes
 --
 -- Idempotent: the same call again changes nothing.
@@ -90,7 +91,8 @@ begin
 
     foreach v_usage in array p_usage loop
         perform chatledger.record_usage(p_session_id, v_usage ->> 'usage_id', (v_usage ->> 'prompt_tokens')::bigint,
-            (v_usage ->> 'completion_tokens')::bigint, (v_usage ->> 'total_tokens')::bigint);
+            (v_usage ->> 'completion_tokens')::bigint, (v_usage ->> 'total_tokens')::bigint, null,
+            v_usage - '{usage_id,prompt_tokens,completion_tokens,total_tokens}'::text[]);
     end loop;
 
     -- After all else, so that the batch's timestamp is the session's.

@@ -25,6 +25,9 @@ create table chatledger.sessions (
     prompt_tokens     bigint      not null default 0,
     completion_tokens bigint      not null default 0,
     total_tokens      bigint      not null default 0,
+    cache_read_tokens     bigint  not null default 0,
+    cache_creation_tokens bigint  not null default 0,
+    reasoning_tokens      bigint  not null default 0,
     next_sequence     integer     not null default 0,
     removed_count     integer     not null default 0,
     version           bigint      not null default 1,
@@ -95,9 +98,18 @@ create table chatledger.usage_records (
     prompt_tokens     bigint           not null,
     completion_tokens bigint           not null,
     total_tokens      bigint           not null,
+    cache_read_tokens     bigint       not null,
+    cache_creation_tokens bigint       not null,
+    reasoning_tokens      bigint       not null,
+    model             text,
+    details           jsonb            not null,
+    version           bigint           not null,
     created_at        timestamptz      not null,
     primary key (session_id, usage_id)
 );
+create index usage_records_by_version on chatledger.usage_records (session_id, version);
+comment on column chatledger.usage_records.details is 'What else the provider told, as it came.';
+comment on column chatledger.usage_records.version is 'The session''s version with this record: versions give the records their order.';
 comment on table chatledger.usage_records is 'Token usage, a row a recorded use; the id makes recording it exactly once.';
 
 create table chatledger.added_tool_calls (
@@ -118,6 +130,9 @@ create type chatledger.session_header as (
     prompt_tokens     bigint,
     completion_tokens bigint,
     total_tokens      bigint,
+    cache_read_tokens     bigint,
+    cache_creation_tokens bigint,
+    reasoning_tokens      bigint,
     message_count     integer,
     next_sequence     integer,
     version           bigint,

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from chatledger import ChatLedger, ChatMessage, ChatSession, set_default_ledger, upsert_chat_session
+from chatledger import ChatLedger, ChatMessage, ChatSession, Usage, set_default_ledger, upsert_chat_session
 from tests.client.cancelling import small_ledger, was_cancelled_at
 from tests.client.openai_server import chunk
 from tests.client.test_follow import gone
@@ -37,7 +37,7 @@ async def no_session(ledger: ChatLedger, session_id: str) -> str:
 async def new_copy(ledger: ChatLedger, session_id: str) -> ChatSession:
     session = ChatSession.new(session_id=session_id, user_id="u1", title="Trip")
     session.messages = [ChatMessage(role="user", content=text) for text in ("one", "two")]
-    session.usage.total_tokens = 5
+    session.usage.append(Usage(total_tokens=5))
     return session
 
 
@@ -49,7 +49,7 @@ async def changed_copy(ledger: ChatLedger, session_id: str) -> ChatSession:
     session = await stored_session(ledger, session_id)
     session.title, session.messages[0].content = "Trip to Oslo", "one, amended"
     session.messages.append(ChatMessage(role="user", content="three"))
-    session.usage.total_tokens += 2
+    session.usage.append(Usage(total_tokens=2))
     return session
 
 
@@ -92,7 +92,7 @@ async def stored(reader: ChatLedger, session_id: str) -> Stored | None:
     session = await reader.get_session(session_id)
     if session is None:
         return None
-    return session.title, [message.content for message in session.messages], session.usage.total_tokens
+    return session.title, [message.content for message in session.messages], session.total_usage.total_tokens
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
-from chatledger import ChatLedger, ChatMessage, ChatSession, Usage
-from chatledger.models.changes import PLACE_FIELDS
+from chatledger import ChatLedger, ChatMessage, ChatSession, Usage, UsageTotals
+from chatledger.models.bodies import PLACE_FIELDS
 from chatledger.postgres.encoding import clean_text
 from chatledger.transfer import _OWN_KEYS, export_sessions, import_lines
 from tests.client.openai_server import chunk
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 messages = test_message_body.messages.filter(lambda message: message.keys().isdisjoint(PLACE_FIELDS))
 batches = st.lists(messages, max_size=3)
-tokens = st.builds(Usage, **dict.fromkeys(Usage.model_fields, st.integers(0, 10**12)))
+tokens = st.builds(Usage, **dict.fromkeys(UsageTotals.model_fields, st.integers(0, 10**12)), model=st.none() | text)
 # With keys that may be those of the metadata before, and then are replaced or removed.
 metadata = st.dictionaries(st.sampled_from("ab") | text, json_values, max_size=3)
 noted = messages | st.builds(lambda message, metadata: message | {"metadata": metadata}, messages, metadata)
@@ -46,7 +46,7 @@ def said(message: ChatMessage | Json) -> Any:
 
 def header_of(session: ChatSession) -> Any:
     """A copy of what a caller can change in a session, besides messages."""
-    return without_booleans({name: getattr(session, name) for name in headers}) | {"usage": session.usage.model_copy()}
+    return without_booleans({name: getattr(session, name) for name in headers}) | {"usage": list(session.usage)}
 
 
 def merged(before: Json | None, patch: Json) -> Json:
@@ -85,8 +85,7 @@ async def test_any_session_that_is_saved_comes_back(connection: Connection, data
     for _ in range(3):
         for name, value in data.draw(st.fixed_dictionaries(headers)).items():
             setattr(session, name, value)
-        more = data.draw(tokens)
-        session.usage = Usage(**{name: tokens + getattr(more, name) for name, tokens in session.usage})
+        session.usage.append(data.draw(tokens))
         session.messages = [
             ChatMessage.model_validate(data.draw(messages) | message.model_dump(include=KEPT))
             for message in session.messages
@@ -110,7 +109,7 @@ async def test_any_header_that_is_updated_comes_back(connection: Connection, fir
     expected |= {key: value for key, value in second.items() if value is not None}
     expected["metadata"] = merged(created.get("metadata"), second.get("metadata", {}))
     loaded = await load(ledger, session_id)
-    assert header_of(loaded) == without_booleans(expected) | {"usage": Usage()}
+    assert header_of(loaded) == without_booleans(expected) | {"usage": []}
 
 
 @examples
@@ -171,7 +170,7 @@ async def test_any_answer_that_is_streamed_comes_back(
             for piece in answer:
                 await stream.feed(ChatCompletionChunk.model_validate(chunk({"content": piece})))
                 await stream.flush()
-            end = chunk({}, "stop"), chunk(None, usage=usage.model_dump())
+            end = chunk({}, "stop"), chunk(None, usage=usage.model_dump(exclude={"usage_id"}))
             for last in end:
                 await stream.feed(ChatCompletionChunk.model_validate(last))
             streamed += 1
@@ -182,4 +181,4 @@ async def test_any_answer_that_is_streamed_comes_back(
         for message, wanted in zip(loaded.messages, expected, strict=True)
     ]
     assert came == expected
-    assert loaded.usage.total_tokens == streamed * usage.total_tokens
+    assert loaded.total_usage.total_tokens == streamed * usage.total_tokens

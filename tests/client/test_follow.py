@@ -157,7 +157,7 @@ async def test_what_happens_is_told(ledger: ChatLedger, other: ChatLedger, sessi
 
         await other.record_usage(session_id, Usage(prompt_tokens=3, total_tokens=3))
         [header] = await take(events)
-        assert (header.kind, header.session.usage.total_tokens) == ("updated", 3)
+        assert (header.kind, header.session.total_usage.total_tokens) == ("updated", 3)
 
         await other.truncate_session(session_id, 2)
         [truncated] = await take(events)

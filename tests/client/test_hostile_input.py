@@ -184,7 +184,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "metadata": any_object | any_json,
     "pinned": st.booleans() | scalars,
     "status": any_text | wrong,
-    "usage": BY_NAME["usage"] | wrong,
+    "usage": st.lists(BY_NAME["usage"] | wrong, max_size=2) | wrong,
     "version": integers | wrong,
     "messages": st.lists(mappings | any_json, min_size=1, max_size=2) | scalars | wrong,
 }

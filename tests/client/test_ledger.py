@@ -28,6 +28,7 @@ from chatledger import (
     StaleFence,
     Usage,
     UsageConflict,
+    UsageTotals,
 )
 from tests.database.helpers import everything
 
@@ -284,7 +285,7 @@ async def test_usage_is_recorded_exactly_once(ledger: ChatLedger) -> None:
     usage = Usage(prompt_tokens=10, completion_tokens=5, total_tokens=15)
     for _ in range(3):
         updated = await ledger.record_usage(session.session_id, usage, usage_id="completion-1")
-    assert updated.usage == usage
+    assert updated.total_usage == UsageTotals.model_validate(usage.model_dump())
     with pytest.raises(UsageConflict):
         await ledger.record_usage(session.session_id, Usage(prompt_tokens=1), usage_id="completion-1")
 

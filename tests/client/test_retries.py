@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from chatledger import ChatLedger, ChatMessage, ChatSession, DatabaseUnavailable, Settings
+from chatledger import ChatLedger, ChatMessage, ChatSession, DatabaseUnavailable, InvalidArgument, Settings, Usage
 from chatledger.postgres import functions
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
@@ -76,7 +76,6 @@ async def test_a_connection_that_the_server_ended_with_an_error_is_lost(
 async def test_creating_forking_adding_calls_and_usage_are_safe_to_repeat(
     ledger: ChatLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chatledger import Usage
 
     async with answers_lost(monkeypatch, "create_session"):
         session = await ledger.create_session(user_id="u1")
@@ -87,7 +86,7 @@ async def test_creating_forking_adding_calls_and_usage_are_safe_to_repeat(
         counted = await ledger.record_usage(session.session_id, Usage(prompt_tokens=3, total_tokens=3))
     async with answers_lost(monkeypatch, "fork_session"):
         await ledger.fork_session(session.session_id)
-    assert counted.usage.total_tokens == 3
+    assert counted.total_usage.total_tokens == 3
     [message] = await ledger.get_messages(session.session_id)
     assert message.tool_calls == [call]
     assert len((await ledger.list_sessions("u1")).sessions) == 2
@@ -241,7 +240,8 @@ async def test_g4_a_save_whose_answer_got_lost_does_not_stand_in_the_way_of_the_
                     await hasty.save_session(session)
         change(session, "three")
         await hasty.save_session(session)
-    assert [session.title, session.status, session.metadata["key"], session.usage.prompt_tokens] == ["three"] * 3 + [3]
+    assert [session.title, session.status, session.metadata["key"]] == ["three"] * 3
+    assert session.total_usage.prompt_tokens == 3
     assert [message.content for message in session.messages] == ["three", "again none", "one", "two", "three"]
     loaded = await ledger.get_session(session.session_id)
     assert loaded is not None
@@ -259,19 +259,34 @@ async def test_what_others_did_since_a_save_without_an_answer_stays(
 
     async with ChatLedger(database_url, settings=Settings(retry_deadline=0)) as hasty:
         session.title = session.metadata["key"] = session.messages[0].content = "one"
-        session.messages.append(user("not said after all"))
+        session.messages.append(user("two"))
         async with answers_lost(monkeypatch, "save_session", before=not stored):
             with pytest.raises(DatabaseUnavailable):
                 await hasty.save_session(session)
         await ledger.update_session(session.session_id, title="theirs", metadata={"key": "theirs"})
         session.title = session.metadata["key"] = "mine"
-        del session.messages[1]
         await hasty.save_session(session)
     loaded = await ledger.get_session(session.session_id)
     assert loaded is not None
     for copy in (loaded, session):
         assert (copy.title, copy.metadata) == ("theirs", {"key": "theirs"})
-    assert [message.content for message in loaded.messages] == ["one", "not said after all"][: 2 if stored else 1]
+        assert [message.content for message in copy.messages] == ["one", "two"]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_message_of_a_save_in_doubt_cannot_be_taken_back(
+    ledger: ChatLedger, database_url: str, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    session = await ledger.save_session(ChatSession.new())
+    async with ChatLedger(database_url, settings=Settings(retry_deadline=0)) as hasty:
+        session.messages.append(user("perhaps stored"))
+        async with answers_lost(monkeypatch, "save_session", before=not stored):
+            with pytest.raises(DatabaseUnavailable):
+                await hasty.save_session(session)
+        session.messages.clear()
+        with pytest.raises(InvalidArgument, match=r"message 0: .* no longer in the list"):
+            await hasty.save_session(session)
+    assert [message.content for message in await ledger.get_messages(session.session_id)] == ["perhaps stored"]
 
 
 async def test_a_save_that_postgres_refused_is_not_sent_again_on_its_own(
@@ -297,5 +312,5 @@ def change(session: ChatSession, text: str) -> None:
     """Change the same as before, and add something."""
     session.title = session.status = session.messages[0].content = text
     session.metadata["key"] = text
-    session.usage.prompt_tokens += 1
+    session.usage.append(Usage(prompt_tokens=1))
     session.messages.append(user(text))

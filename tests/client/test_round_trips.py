@@ -55,7 +55,7 @@ async def test_save_of_all_that_can_change_is_one_statement(connection: Connecti
     await ledger.append_messages("s1", [ChatMessage(message_id="m1", role="user", content="hi")])
     session = await ledger.get_session("s1")
     assert session is not None
-    session.title, session.usage, session.messages[0].content = "T", Usage(prompt_tokens=1), "changed"
+    session.title, session.usage, session.messages[0].content = "T", [Usage(prompt_tokens=1)], "changed"
     session.messages.extend(ChatMessage(role="user") for _ in range(100))
 
     assert len(await sent(connection, ledger.save_session(session))) == 1

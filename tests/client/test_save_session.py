@@ -21,6 +21,7 @@ from chatledger import (
     MessageIdConflict,
     MessageNotFound,
     SessionNotFound,
+    Usage,
 )
 from chatledger.postgres import functions
 
@@ -57,7 +58,8 @@ def texts(session: ChatSession) -> list[Any]:
 async def test_a_new_session_is_created_and_equals_what_is_loaded(ledger: ChatLedger) -> None:
     session = ChatSession.new(user_id="u1", title="Trip", metadata={"a": [1]})
     session.messages = [user("one"), ChatMessage(role="assistant", tool_calls=[call("c1")], metadata={"n": 1})]
-    session.pinned, session.usage.prompt_tokens, session.usage.total_tokens = True, 5, 5
+    session.pinned = True
+    session.usage.append(Usage(prompt_tokens=5))
     saved = await ledger.save_session(session)
     assert saved is session
     assert [m.sequence for m in session.messages] == [0, 1]
@@ -109,7 +111,7 @@ async def test_every_kind_of_change_is_saved(ledger: ChatLedger) -> None:
     session = await saved(ledger, "one", "two")
     session.title, session.pinned, session.status = "Title", True, "done"
     session.metadata = {"a": 1, "b": {"c": 2}}
-    session.usage.completion_tokens += 7
+    session.usage.append(Usage(completion_tokens=7, model="gpt-5", reasoning_tokens=3))
     session.messages[0].content = [{"type": "text", "text": "edited"}]
     session.messages[0].metadata = {"edited": True}
     session.messages[1].name = "Ann"
@@ -167,20 +169,21 @@ async def test_a_copy_that_went_through_json_saves_its_changes(ledger: ChatLedge
     other = await saved(ledger, "from elsewhere")
     session.title = "Before"
     session.metadata["k"] = 1
-    session.usage.prompt_tokens += 3
+    session.usage.append(Usage(prompt_tokens=3))
     session.messages[0].content = "edited before"
     session.messages.append(user("new"))
     session.messages.append(other.messages[0])  # has a sequence, but not in this session
 
-    copy = ChatSession.model_validate_json(session.model_dump_json())
+    dumped = json.loads(json.dumps(session.dump_copy()))
+    copy = ChatSession.load_copy(dumped)
     assert copy.model_dump() == session.model_dump()
     copy.messages[1].content = "edited after"
     await ledger.save_session(copy)
-    await ledger.save_session(ChatSession.model_validate(json.loads(session.model_dump_json())))
+    await ledger.save_session(ChatSession.load_copy(dumped))
 
     loaded = await load(ledger, session.session_id)
     assert texts(loaded) == ["edited before", "edited after", "new", "from elsewhere"]
-    assert (loaded.title, loaded.metadata, loaded.usage.prompt_tokens) == ("Before", {"k": 1}, 3)
+    assert (loaded.title, loaded.metadata, loaded.total_usage.prompt_tokens) == ("Before", {"k": 1}, 3)
 
 
 async def test_tool_calls_of_the_current_turn(ledger: ChatLedger) -> None:
@@ -225,14 +228,14 @@ async def test_one_object_saved_by_many_tasks_at_once_counts_everything_once(led
     session = await saved(ledger)
 
     async def work(n: int) -> None:
-        session.usage.total_tokens += 1
+        session.usage.append(Usage(total_tokens=1))
         session.messages.append(user(str(n)))
         session.metadata[str(n)] = n
         await ledger.save_session(session)
 
     await asyncio.gather(*map(work, range(16)))
     loaded = await load(ledger, session.session_id)
-    assert (loaded.usage.total_tokens, session.usage.total_tokens) == (16, 16)
+    assert (loaded.total_usage.total_tokens, session.total_usage.total_tokens) == (16, 16)
     assert texts(loaded) == [str(n) for n in range(16)]
     assert loaded.metadata == {str(n): n for n in range(16)}
     await ledger.save_session(session)
@@ -264,7 +267,7 @@ async def test_g3_a_message_that_was_changed_after_a_cancelled_save(
 ) -> None:
     session = await saved(ledger, "one") if stored else ChatSession.new(user_id="u1")
     session.messages.append(ChatMessage(role="assistant", content="thinking"))
-    session.usage.total_tokens += 3
+    session.usage.append(Usage(total_tokens=3))
     real = functions.save_session
 
     async def cancelled(*arguments: Any) -> Any:
@@ -277,14 +280,14 @@ async def test_g3_a_message_that_was_changed_after_a_cancelled_save(
         with pytest.raises(asyncio.CancelledError):
             await ledger.save_session(session)
     if by_json:
-        session = ChatSession.model_validate_json(session.model_dump_json())
+        session = ChatSession.load_copy(json.loads(json.dumps(session.dump_copy())))
     session.messages[-1].content = "thought"
     session.add_tool_call_to_current_turn(call("c1"))
     await ledger.save_session(session)
     await ledger.save_session(session)
     loaded = await load(ledger, session.session_id)
     assert (loaded.messages[-1].content, loaded.messages[-1].tool_calls) == ("thought", [call("c1")])
-    assert (len(loaded.messages), loaded.usage.total_tokens) == (1 + stored, 3)
+    assert (len(loaded.messages), loaded.total_usage.total_tokens) == (1 + stored, 3)
     assert await ledger.verify_session() == []
 
 
@@ -292,15 +295,15 @@ async def test_g3_a_message_that_was_changed_after_a_cancelled_save(
 @pytest.mark.parametrize("how", ["deep", "shallow", "json"])
 async def test_g3_usage_that_two_copies_have_is_counted_once(ledger: ChatLedger, stored: bool, how: str) -> None:
     session = await saved(ledger) if stored else ChatSession.new(user_id="u1")
-    session.usage.total_tokens += 5
+    session.usage.append(Usage(total_tokens=5))
     if how == "json":
         copy = ChatSession.model_validate_json(session.model_dump_json())
     else:
         copy = session.model_copy(deep=how == "deep")
-    copy.usage.total_tokens += 2
+    copy.usage.append(Usage(total_tokens=2))
     await ledger.save_session(session)
     await ledger.save_session(copy)
-    assert (await load(ledger, session.session_id)).usage.total_tokens == 7
+    assert (await load(ledger, session.session_id)).total_usage.total_tokens == 7
 
 
 async def test_g4_a_copy_with_an_update_is_not_undone_by_the_original(ledger: ChatLedger) -> None:
@@ -313,14 +316,41 @@ async def test_g4_a_copy_with_an_update_is_not_undone_by_the_original(ledger: Ch
 
 async def test_usage_that_cannot_be_recorded_is_refused_and_forgotten(ledger: ChatLedger) -> None:
     session = await saved(ledger)
-    session.usage.total_tokens = 5
+    session.usage.append(Usage(total_tokens=5))
     await ledger.save_session(session)
-    session.usage.total_tokens = 0
+    session.usage.append(Usage(total_tokens=-4))
     with pytest.raises(InvalidArgument):
         await ledger.save_session(session)
-    session.usage.total_tokens = 9
+    session.usage[1] = Usage(total_tokens=4)
     await ledger.save_session(session)
-    assert (await load(ledger, session.session_id)).usage.total_tokens == 9
+    assert (await load(ledger, session.session_id)).total_usage.total_tokens == 9
+
+
+async def test_every_usage_is_loaded_as_it_was_added(ledger: ChatLedger) -> None:
+    session = await saved(ledger)
+    given = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 5}, "tier": "flex"}
+    session.usage = [Usage(prompt_tokens=100, completion_tokens=200, total_tokens=300), Usage.model_validate(given)]
+    await ledger.save_session(session)
+    loaded = await load(ledger, session.session_id)
+    assert loaded == session
+    assert loaded.usage == session.usage
+    assert (loaded.usage[1].cache_read_tokens, loaded.usage[1].model_extra) == (
+        5,
+        {"tier": "flex", "prompt_tokens_details": {"cached_tokens": 5}},
+    )
+    assert loaded.total_usage.model_dump() == {
+        "prompt_tokens": 107, "completion_tokens": 202, "total_tokens": 309,
+        "cache_read_tokens": 5, "cache_creation_tokens": 0, "reasoning_tokens": 0,
+    }  # fmt: skip
+
+    loaded.usage = [Usage(completion_tokens=1)]  # another list: what is recorded stays
+    await ledger.save_session(loaded)
+    assert [used.total_tokens for used in loaded.usage] == [300, 9, 1]
+    assert await load(ledger, session.session_id) == loaded
+
+    loaded.usage[0].prompt_tokens = 0
+    with pytest.raises(InvalidArgument, match="usage 0 is recorded and was changed"):
+        await ledger.save_session(loaded)
 
 
 async def test_a_null_in_metadata_is_no_conflict(ledger: ChatLedger) -> None:
@@ -364,8 +394,8 @@ async def test_g4_sixteen_copies_save_their_changes_and_all_survive(ledger: Chat
         copy.messages.append(user(f"new {n}"))
     copies[0].title = "Renamed"
     copies[1].pinned = True
-    copies[2].usage.prompt_tokens += 10
-    copies[3].usage.prompt_tokens += 20
+    copies[2].usage.append(Usage(prompt_tokens=10))
+    copies[3].usage.append(Usage(prompt_tokens=20))
     for n in (4, 5):
         copies[n].messages[1].tool_calls = [call(f"c{n}")]
     copies[6].messages[2].content = "final"
@@ -374,7 +404,7 @@ async def test_g4_sixteen_copies_save_their_changes_and_all_survive(ledger: Chat
     for _ in range(2):  # a second save of each changes nothing
         await asyncio.gather(*(ledger.save_session(copy) for copy in copies))
         loaded = await load(ledger, first.session_id)
-        assert (loaded.title, loaded.pinned, loaded.usage.prompt_tokens) == ("Renamed", True, 30)
+        assert (loaded.title, loaded.pinned, loaded.total_usage.prompt_tokens) == ("Renamed", True, 30)
         assert loaded.metadata == {"seven": 7}
         assert sorted(c["id"] for c in loaded.messages[1].tool_calls or []) == ["c4", "c5"]
         assert texts(loaded)[:3] == ["q", "thinking", "final"]
@@ -515,9 +545,9 @@ async def test_g10_nothing_is_stored_when_a_part_is_refused(ledger: ChatLedger) 
 async def test_g10_another_role_is_refused(ledger: ChatLedger) -> None:
     session = await saved(ledger, "one", "two")
     session.title, session.messages[1].role = "Title", "assistant"
-    with pytest.raises(InvalidMessage, match="message 1: role cannot change") as refused:
+    with pytest.raises(InvalidArgument, match="message 1: role cannot change") as refused:
         await ledger.save_session(session)
-    assert (refused.value.index, refused.value.field) == (1, "role")
+    assert (refused.value.detail["index"], refused.value.detail["field"]) == (1, "role")
     loaded = await load(ledger, session.session_id)
     assert (loaded.title, [message.role for message in loaded.messages]) == (None, ["user", "user"])
 

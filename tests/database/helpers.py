@@ -161,6 +161,7 @@ async def header(connection: Connection, session_id: str = "s1") -> Json:
             "select session from chatledger.read_session($1) where session is not null", session_id
         )
     )
+    del found["usage"]
     return found
 
 

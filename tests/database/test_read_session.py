@@ -84,6 +84,9 @@ async def test_header_says_all_there_is_to_say_of_a_session(connection: Connecti
         "prompt_tokens",
         "completion_tokens",
         "total_tokens",
+        "cache_read_tokens",
+        "cache_creation_tokens",
+        "reasoning_tokens",
         "message_count",
         "next_sequence",
         "version",
@@ -193,7 +196,7 @@ async def test_nothing_changed_is_a_header_alone(connection: Connection) -> None
     await new_session(connection, users(3))
     seen = await header(connection)
     found, messages = await read(connection, since=seen)
-    assert found == seen
+    assert found == seen | {"usage": []}
     assert messages == []
 
 
@@ -302,7 +305,7 @@ def renewed(copy: Copy, news: tuple[Json, list[Json]]) -> Copy:
             del messages[message["sequence"]]
         else:
             messages[message["sequence"]] = message
-    return news[0], messages
+    return news[0] | {"usage": copy[0]["usage"] + news[0]["usage"]}, messages
 
 
 @examples

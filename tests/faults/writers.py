@@ -97,7 +97,7 @@ def seen_messages(shown: Iterable[ChatMessage]) -> list[list[Any]]:
 
 
 def seen_header(session: SessionHeader) -> Json:
-    header = header_of(session.title, session.pinned, session.usage.total_tokens, session.metadata)
+    header = header_of(session.title, session.pinned, session.total_usage.total_tokens, session.metadata)
     return {"version": session.version, "header": header}
 
 
@@ -231,7 +231,7 @@ class ClientWriter(Writer):
                 copy.metadata[key] = value
         if self.choice.random() < 0.5:
             tokens = self.choice.randrange(1, 100)
-            copy.usage.total_tokens += tokens
+            copy.usage.append(Usage(usage_id=name, total_tokens=tokens))
             self.usage[session.id].append((name, tokens))
         new = [m for m in copy.messages if m.sequence is None]
         call, saved = await self.call(

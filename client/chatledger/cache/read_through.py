@@ -94,7 +94,7 @@ async def _from_copy(
     if not _same_session(copy, changes):
         raise ValueError("the id was purged and created anew, or the database restored")
 
-    header = changes.header | {_CHECKED_AT: checked_at}
+    header = changes.header | {_CHECKED_AT: checked_at, "usage": copy.header["usage"] + changes.header["usage"]}
     if changes.messages or changes.removed:
         merged = {row[SEQUENCE]: row for row in rows if row[SEQUENCE] not in changes.removed} | changes.messages
         rows = [merged[sequence] for sequence in sorted(merged)]

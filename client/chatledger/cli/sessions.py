@@ -121,7 +121,7 @@ def _shown(event: SessionEvent) -> Panel | Text:
     if event.kind == "deleted":
         return Text("the session was deleted", style="dim")
     session = event.session
-    line = f"{session.title or session.session_id}: {session.status}, {session.usage.total_tokens:,} tokens"
+    line = f"{session.title or session.session_id}: {session.status}, {session.total_usage.total_tokens:,} tokens"
     return Text(printable(line), style="dim")
 
 
@@ -131,8 +131,8 @@ def _escaped(text: str) -> str:
 
 def _print_session(session: ChatSession) -> None:
     facts = [f"user {session.user_id}" if session.user_id else "no user", f"{session.message_count} messages"]
-    if session.usage.total_tokens:
-        facts.append(f"{session.usage.total_tokens:,} tokens")
+    if session.total_usage.total_tokens:
+        facts.append(f"{session.total_usage.total_tokens:,} tokens")
     output.print(
         f"[bold]{_escaped(session.title or session.session_id)}[/]  {_escaped(', '.join(facts))}", highlight=False
     )

@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 
 from chatledger.demo.batches import Writer
 from chatledger.demo.progress import Place
-from chatledger.models.changes import PLACE_FIELDS
+from chatledger.models.bodies import PLACE_FIELDS
 from chatledger.models.message import ChatMessage
 from chatledger.models.receipts import IntegrityProblem
 

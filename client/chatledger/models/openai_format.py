@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from chatledger.models.changes import copy_json
+from chatledger.models.bodies import copy_json
 from chatledger.models.message import ChatMessage
 
 if TYPE_CHECKING:  # importing openai takes half a second

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import PrivateAttr
 
-from chatledger.models import changes
-from chatledger.models.header import SessionHeader
-from chatledger.models.message import ChatMessage, new_id
-from chatledger.models.openai_format import merge_consecutive_assistant_messages, to_openai_messages
+from chatledger.models.bodies import Snapshot
+from chatledger.models.changes import Baseline
+from chatledger.models.data import SessionData
+from chatledger.models.ids import new_id
+from chatledger.models.message import ChatMessage
+from chatledger.models.openai_format import (
+    AnyMessage,
+    HistoryRepair,
+    merge_consecutive_assistant_messages,
+    to_openai_messages,
+)
+from chatledger.models.saves import SaveQueue, SessionSave
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from openai.types.chat import ChatCompletionMessageParam
 
-    from chatledger.models.openai_format import AnyMessage, HistoryRepair
+
+class StoredBodies(dict[str, Snapshot]):
+    """The bodies of the messages that were read, by id: validation context for a session that was read."""
 
 
-class ChatSession(SessionHeader):
+class ChatSession(SessionData):
     """A session and its messages, in order: all of them, or the window that was asked for.
 
-    A caller changes its copy as it likes and saves it with :meth:`ChatLedger.save_session`; the copy knows what was
-    changed since it was loaded or saved, also after it went through JSON, and only that is saved. Messages are changed
-    and appended in ``messages``; they are removed with :meth:`ChatLedger.truncate_session`.
+    A caller changes its copy as it likes and saves it with :meth:`ChatLedger.save_session`, which sends only what was
+    changed since the copy was loaded or saved. Messages are changed in ``messages`` and appended to its end; they are
+    removed with :meth:`ChatLedger.truncate_session`. Tokens are added to ``usage``; ``total_usage`` is what is stored.
+
+    JSON of a session holds its fields and nothing else, so it may be sent to a browser. A session that is made of such
+    JSON counts as unchanged, whatever the session was that the JSON is of: :meth:`dump_copy` and :meth:`load_copy`
+    move a copy to another process with its changes.
     """
 
-    messages: list[ChatMessage] = Field(default_factory=list)
-    unsaved: dict[str, Any] | None = Field(default=None, repr=False)
-    """In JSON only: what the changed fields were before."""
-    _saved: changes.Saved = PrivateAttr(default_factory=changes.nothing_saved)
+    _baseline: Baseline = PrivateAttr(default_factory=Baseline)
+    _saves: SaveQueue[SessionSave] = PrivateAttr(default_factory=SaveQueue)
 
     @classmethod
     def new(
@@ -78,7 +89,7 @@ class ChatSession(SessionHeader):
         """Return the messages as OpenAI's chat completions API takes them, whatever order the pieces were stored in.
 
         Consecutive assistant messages are merged; what the API would refuse is repaired: see
-        :func:`chatledger.openai_format.to_openai_messages`.
+        :func:`chatledger.models.openai_format.to_openai_messages`.
 
         Args:
             repair: False: only merge.
@@ -91,23 +102,34 @@ class ChatSession(SessionHeader):
         # Backends call it by this name.
         return merge_consecutive_assistant_messages(messages)
 
+    def dump_copy(self) -> dict[str, Any]:
+        """Return this copy as JSON values, with what it needs to know its changes; :meth:`load_copy` takes them.
+
+        For other processes of the backend, not for browsers: the texts before the changes are in it.
+        """
+        return {
+            "session": self.model_dump(mode="json"),
+            "baseline": self._baseline.to_json(self),
+            "in_doubt": None if self._saves.in_doubt is None else self._saves.in_doubt.to_json(),
+        }
+
+    @classmethod
+    def load_copy(cls, dumped: Mapping[str, Any]) -> Self:
+        """Return the copy that :meth:`dump_copy` dumped; saving it saves its changes, each once, whoever saves first.
+
+        Raises:
+            pydantic.ValidationError, KeyError: It is no such dump.
+        """
+        session = cls.model_validate(dumped["session"])
+        session._baseline = Baseline.from_json(session, dumped["baseline"])
+        if dumped["in_doubt"] is not None:
+            session._saves.in_doubt = SessionSave.from_json(dumped["in_doubt"])
+        return session
+
     def model_post_init(self, context: Any, /) -> None:
         """Remember what is stored."""
-        before, self.unsaved = self.unsaved or {}, None
-        if isinstance(context, changes.Bodies):
-            self._saved = changes.saved_as_read(self, context)
-        elif self.version > 0:
-            self._saved = changes.saved_but(self, before)
-        else:
-            changes.restore_sent(self._saved, before)
-
-    @model_serializer(mode="wrap")
-    def _with_unsaved(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        fields.pop("unsaved", None)
-        if before := changes.unsaved(self, self._saved, new_id()):
-            fields["unsaved"] = before
-        return fields
+        if isinstance(context, StoredBodies) or self.version > 0:
+            self._baseline = Baseline.of(self, context if isinstance(context, StoredBodies) else None)
 
     def __eq__(self, other: object) -> bool:
         """Tell whether both hold the same; what each knows to be saved does not count."""
@@ -115,17 +137,7 @@ class ChatSession(SessionHeader):
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
-        # What one copy saves, the other has not saved; but usage that both have is counted once.
-        self._name_usage()
-        copied._saved = deepcopy(self._saved)
-        copied.usage = self.usage.model_copy()
+        copied._saves = deepcopy(self._saves)
         copied.metadata = deepcopy(self.metadata)
-        copied.messages = list(self.messages)
+        copied.messages, copied.usage = list(self.messages), list(self.usage)
         return copied
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        self._name_usage()
-        return super().__deepcopy__(memo)
-
-    def _name_usage(self) -> None:
-        changes.remember_usage(self._saved, changes.changes(self, self._saved, new_id()))

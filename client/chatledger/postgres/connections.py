@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import asyncpg
 
 from chatledger.errors import (
+    CONNECTION_LOST,
     ChatLedgerError,
     DatabaseUnavailable,
     InvalidArgument,
@@ -47,13 +48,6 @@ _NOT_DONE = (
     asyncpg.DeadlockDetectedError,
     asyncpg.TooManyConnectionsError,
     asyncpg.CannotConnectNowError,
-)
-_LOST = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.IdleSessionTimeoutError,
-    OSError,
 )
 
 _CANCELLING = 1.0
@@ -93,7 +87,7 @@ class Database:
         while True:
             try:
                 return await _attempt(call, self._source)
-            except (_ConnectionLost, *_NOT_DONE, *_LOST, asyncpg.InternalClientError) as error:
+            except (_ConnectionLost, *_NOT_DONE, *CONNECTION_LOST, asyncpg.InternalClientError) as error:
                 # asyncpg's internal error, here: the server went while a connection was taken or given back.
                 may_be_done = isinstance(error, _ConnectionLost | asyncpg.InternalClientError)
                 if (may_be_done and not repeatable) or self._loop.time() + pause > deadline:
@@ -107,18 +101,11 @@ class Database:
             pause = min(pause * 2, 1.0)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Tell whether a call failed by what Postgres answered, so that nothing of it was stored then."""
-    if isinstance(error, ChatLedgerError):
-        return error.sqlstate is not None
-    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST)
-
-
 async def _attempt(call: Callable[[Connection], Awaitable[Result]], pool: Pool) -> Result:
     connection = await pool.acquire()
     try:
         return await _translated(call, connection)
-    except _LOST as error:
+    except CONNECTION_LOST as error:
         raise _ConnectionLost(without_detail(error)) from error
     except asyncpg.InternalClientError as error:
         # What asyncpg says when the server ended the connection just as the call began.
@@ -198,7 +185,7 @@ async def close_pool(pool: Pool) -> None:
 
     It makes no odds that the server ended a connection first: asyncpg then drops the others.
     """
-    with contextlib.suppress(*_LOST, asyncpg.InternalClientError):  # a TimeoutError is an OSError
+    with contextlib.suppress(*CONNECTION_LOST, asyncpg.InternalClientError):  # a TimeoutError is an OSError
         async with asyncio.timeout(_CLOSING):
             await pool.close()
 

@@ -9,8 +9,11 @@ from typing import Any
 from pydantic_core import from_json
 
 from chatledger.errors import InvalidArgument, InvalidMessage
-from chatledger.models import changes
-from chatledger.models.message import ChatMessage, new_id
+from chatledger.models.bodies import PLACE_FIELDS
+from chatledger.models.changes import MessageChange, amendment_of
+from chatledger.models.ids import new_id
+from chatledger.models.message import ChatMessage
+from chatledger.models.saves import SentMessage
 
 REPLACEMENT = "\ufffd"
 
@@ -73,7 +76,7 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
         InvalidMessage: it is neither a message nor a mapping, or JSON cannot express one of its fields.
     """
     if isinstance(message, ChatMessage):
-        fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in changes.PLACE_FIELDS}
+        fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in PLACE_FIELDS}
         body = fields | (message.__pydantic_extra__ or {})
     elif isinstance(message, Mapping):
         body = dict(message)
@@ -92,53 +95,48 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
         raise
 
 
-def encode_changes(changed: Iterable[changes.Changed], sent: dict[str, str]) -> tuple[list[str], list[str], list[int]]:
-    """Encode the new messages and the amendments of a save; note in each what the ledger will hold of it.
-
-    Returns the new messages, the amendments, and the index of each new message in the caller's list.
-
-    Args:
-        changed: The messages that are new or were changed.
-        sent: New messages that were sent before, by id. They are sent again as they were, with what was changed since
-            as an amendment. Those that are sent now are added.
+def encode_changes(changed: Iterable[MessageChange]) -> tuple[list[SentMessage], list[str], list[str]]:
+    """Encode the messages of a save: return them as they are sent, the new ones as JSON, and the amendments as JSON.
 
     Raises:
-        InvalidMessage: JSON cannot express a field of a message, or a stored message has another role.
+        InvalidMessage: JSON cannot express a field of a message.
+        InvalidArgument: A stored message has another role.
     """
-    new: list[str] = []
-    indexes: list[int] = []
-    amendments: list[dict[str, Any]] = []
-    texts: dict[str, str] = {}
+    sent: list[SentMessage] = []
+    messages: list[str] = []
+    amendments: list[str] = []
     for change in changed:
-        text = encode_message(change.message, change.index)
+        text = encode_message({"message_id": change.message_id} | change.body, change.index)
         try:
-            change.stored_id, change.stored = _decoded(text)
+            stored = from_json(text)
+        except ValueError as error:  # deeper than anybody could read it again
+            raise invalid_message(change.index, _too_deep(change.body), f"is nested too deeply: {error}") from error
+        stored_id = stored.pop("message_id")
+        sent.append(
+            SentMessage(change.index, change.message_id, change.body, stored_id, stored, is_new=change.before is None)
+        )
+        if change.before is None:
+            messages.append(text)
+            continue
+        if change.before["role"] != stored["role"]:
+            raise InvalidArgument(
+                f"message {change.index}: role cannot change: the message is stored",
+                detail={"argument": "messages", "index": change.index, "field": "role"},
+                hint="Nothing was stored. Append another message",
+            )
+        if amendment := amendment_of(stored_id, change.before, stored):
+            amendments.append(encode_json(amendment))
+    return sent, messages, amendments
+
+
+def _too_deep(body: Mapping[str, Any]) -> str:
+    """Return the field that is nested too deeply to be read."""
+    for field, value in body.items():
+        try:
+            from_json(encode_json(value))
         except ValueError:
-            check_depth(change.message, change.index)
-            raise
-        before = change.before
-        if before is None:
-            first = text
-            if change.message_id not in texts:
-                texts[change.message_id] = text
-                first = sent.setdefault(change.message_id, text)
-            elif texts[change.message_id] == text:
-                continue  # with another body it is for the ledger to refuse
-            new.append(first)
-            indexes.append(change.index)
-            if first == text:
-                continue
-            _, before = _decoded(first)
-        if before["role"] != change.stored["role"]:
-            raise invalid_message(change.index, "role", "cannot change: the message is stored")
-        amendments.append(changes.amendment(change.stored_id, before, change.stored))
-    return new, [encode_json(amendment) for amendment in amendments if amendment], indexes
-
-
-def encode_amendments(changed: Iterable[changes.Changed]) -> list[str]:
-    """Encode amendments as :func:`encode_changes` did it, though the messages may have been changed since."""
-    amendments = [changes.amendment(change.stored_id, change.before or {}, change.stored) for change in changed]
-    return [encode_json(amendment) for amendment in amendments if amendment]
+            return field
+    return ""
 
 
 def check_depth(message: ChatMessage, index: int) -> None:
@@ -149,14 +147,9 @@ def check_depth(message: ChatMessage, index: int) -> None:
     """
     for field, value in (message.__dict__ | (message.__pydantic_extra__ or {})).items():
         try:
-            from_json(encode_json({field: None if field in changes.PLACE_FIELDS else value}))
+            from_json(encode_json({field: None if field in PLACE_FIELDS else value}))
         except (ValueError, TypeError, RecursionError) as error:
             raise invalid_message(index, field, f"is not JSON, or is nested too deeply: {error}") from error
-
-
-def _decoded(text: str) -> tuple[str, dict[str, Any]]:
-    body = from_json(text)
-    return body.pop("message_id"), body
 
 
 def invalid_message(index: int, field: str, problem: str) -> InvalidMessage:

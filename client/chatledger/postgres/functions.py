@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from chatledger.models import changes
+from chatledger.models.bodies import body_as_appended
 from chatledger.models.header import SessionHeader, SessionPage, Usage
 from chatledger.models.message import ChatMessage
 from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt
+from chatledger.models.saves import Outcome, SaveArguments
 from chatledger.models.session import ChatSession
+from chatledger.postgres.encoding import encode_object
 from chatledger.postgres.rows import (
     COLUMNS,
     Changes,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
+_USAGE_ARGUMENTS = {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens"}
 _READ = f"select {', '.join(COLUMNS)}, removed, session from chatledger.read_session"
 
 
@@ -169,33 +172,16 @@ async def read_bodies(
         return None
     session = rows[0]["session"]
     bodies = bodies_of(message_rows(session, rows[1:]))
-    return header_of(session), [(message_id, changes.as_it_came(body)) for message_id, body in bodies.items()]
+    return header_of(session), [(message_id, body_as_appended(body)) for message_id, body in bodies.items()]
 
 
-async def save_session(
-    connection: Connection,
-    session_id: str,
-    user_id: str | None,
-    read_version: int,
-    header: str,
-    messages: Sequence[str],
-    amendments: Sequence[str],
-    usage: Sequence[str],
-    fence: int | None,
-) -> changes.Outcome:
+async def save_session(connection: Connection, arguments: SaveArguments) -> Outcome:
     first, *rows = await connection.fetch(
         "select * from chatledger.save_session("
         "$1, $2, $3, $4::text::jsonb, $5::text[]::jsonb[], $6::text[]::jsonb[], $7::text[]::jsonb[], $8)",
-        session_id,
-        user_id,
-        read_version,
-        header,
-        messages,
-        amendments,
-        usage,
-        fence,
+        *arguments,
     )
-    return changes.Outcome(
+    return Outcome(
         header_of(first["session"]),
         first["version_before"],
         {row["message_id"]: (row["sequence"], row["created_at"], row["amended_version"]) for row in rows},
@@ -311,13 +297,14 @@ async def record_usage(
 ) -> SessionHeader:
     row = await _row(
         connection,
-        "select * from chatledger.record_usage($1, $2, $3, $4, $5, $6)",
+        "select * from chatledger.record_usage($1, $2, $3, $4, $5, $6, $7::text::jsonb)",
         session_id,
         usage_id,
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.total_tokens,
         user_id,
+        encode_object(usage.model_dump(exclude=_USAGE_ARGUMENTS), "usage"),
     )
     return header_of(row)
 

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
-from chatledger.models import changes
-from chatledger.models.header import SessionHeader, Usage
+from chatledger.models.bodies import PLACE_FIELDS, SNAPSHOT_FIELDS, json_text
+from chatledger.models.header import SessionHeader, UsageTotals
 from chatledger.models.message import ChatMessage, Role
-from chatledger.models.session import ChatSession
+from chatledger.models.session import ChatSession, StoredBodies
 
 if TYPE_CHECKING:
     import asyncpg
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Header = TypeVar("Header", bound=SessionHeader)
 
-_PLACE = ("message_id", *changes.PLACE_FIELDS)
-COLUMNS = (*_PLACE, *changes.FROZEN_FIELDS)
+_PLACE = ("message_id", *PLACE_FIELDS)
+COLUMNS = (*_PLACE, *SNAPSHOT_FIELDS)
 """What is read of a message, in this order."""
 _Text = str | None
 MessageRow = tuple[
@@ -68,9 +68,7 @@ def message_rows(session: Any, records: Iterable[asyncpg.Record]) -> list[Messag
     """Return the messages that came with a header, their JSON as text."""
     rows = [record[: len(COLUMNS)] for record in records]
     if not isinstance(session, str):  # a codec of the caller's took JSON apart
-        rows = [
-            tuple(to_json(value).decode() if isinstance(value, dict | list) else value for value in row) for row in rows
-        ]
+        rows = [tuple(json_text(value) if isinstance(value, dict | list) else value for value in row) for row in rows]
     return rows
 
 
@@ -84,10 +82,10 @@ def header_of(header: HeaderRow) -> SessionHeader:
     return _header(SessionHeader, header)
 
 
-def _header(model: type[Header], row: HeaderRow, bodies: changes.Bodies | None = None, **more: Any) -> Header:
+def _header(model: type[Header], row: HeaderRow, bodies: StoredBodies | None = None, **more: Any) -> Header:
     fields: dict[str, Any] = dict(_json(row).items()) | more
     fields["metadata"] = _json(fields["metadata"])
-    fields["usage"] = {key: fields.pop(key) for key in Usage.model_fields}
+    fields["total_usage"] = {key: fields.pop(key) for key in UsageTotals.model_fields}
     return model.model_validate(fields, context=bodies)
 
 
@@ -142,9 +140,9 @@ def messages_of(rows: Iterable[MessageRow | asyncpg.Record]) -> list[ChatMessage
     return messages
 
 
-def bodies_of(rows: Iterable[MessageRow]) -> changes.Bodies:
+def bodies_of(rows: Iterable[MessageRow]) -> StoredBodies:
     """Return the bodies of the messages, by id."""
-    bodies = changes.Bodies()
+    bodies = StoredBodies()
     for row in rows:
         bodies[row[_MESSAGE_ID]] = row[_BODY:]
     return bodies

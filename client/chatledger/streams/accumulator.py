@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chatledger.models.header import Usage
-from chatledger.models.message import new_id
+from chatledger.models.ids import new_id
 
 if TYPE_CHECKING:  # importing openai takes half a second
     from openai.types.chat import ChatCompletionChunk
@@ -42,7 +42,7 @@ class GrowingMessage:
         self._state.handle_chunk(chunk)
         self.complete = self.complete or any(choice.finish_reason and choice.index == 0 for choice in chunk.choices)
         if chunk.usage is not None:
-            self.usage = Usage(**{name: getattr(chunk.usage, name) or 0 for name in Usage.model_fields})
+            self.usage = Usage.model_validate(chunk.usage)
             # Servers that count in every chunk have the last word in one without a choice, or in the last one.
             self.closed = not chunk.choices
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from chatledger.errors import ChatLedgerError, DatabaseUnavailable, StaleFence, StreamBusy
-from chatledger.models.message import new_id
+from chatledger.models.ids import new_id
 from chatledger.postgres import functions
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from chatledger.errors import ChatLedgerError, InvalidArgument, SessionNotFound, StaleFence
-from chatledger.models import changes
+from chatledger.models.changes import amendment_of
 from chatledger.models.message import ChatMessage
 from chatledger.models.receipts import AppendReceipt, ToolCallReceipt
+from chatledger.models.saves import SaveArguments, SaveQueue
 from chatledger.postgres import functions
 from chatledger.postgres.encoding import clean_or_new_id, encode_message, encode_object
 from chatledger.streams.accumulator import GrowingMessage, is_empty
@@ -29,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Save:
-    """A call of save_session, and what it saves. It may be made again as it is."""
+    """What was fed, encoded, and what it was made of: the messages may grow while it is under way."""
 
-    arguments: tuple[Any, ...]
+    arguments: SaveArguments
     bodies: dict[GrowingMessage, dict[str, Any]]
     counted: list[GrowingMessage]
 
@@ -58,13 +59,12 @@ class Stream:
         self._version = self._next_sequence = self._removed_count = 0
         self._helpers: list[asyncio.Task[None]] = []
 
-        self._turn = asyncio.Lock()
         self._grown = asyncio.Event()
         self._messages: list[GrowingMessage] = []
         """Those that are not saved to their end; the last one may still grow."""
         self._saved: dict[GrowingMessage, dict[str, Any]] = {}
         """Their bodies as the ledger has them."""
-        self._unanswered: _Save | None = None
+        self._saves: SaveQueue[_Save] = SaveQueue()
 
         self._failure: Exception | None = None
         self._holder: asyncio.Task[Any] | None = None
@@ -126,7 +126,7 @@ class Stream:
         self._check_open()
         given = [messages] if isinstance(messages, ChatMessage | Mapping) else messages
         encoded = [encode_message(message, index) for index, message in enumerate(given)]
-        async with self._turn:
+        async with self._saves.turn():
             await self._flush()
             receipts = await self._write(
                 functions.append_messages, self.session_id, encoded, self._user_id, None, self.fence
@@ -152,7 +152,7 @@ class Stream:
         self._check_open()
         encoded = encode_object(tool_call, "tool_call")
         call_message_id = clean_or_new_id(message_id)
-        async with self._turn:
+        async with self._saves.turn():
             await self._flush()
             receipt = await self._write(
                 functions.add_tool_call, self.session_id, encoded, self._user_id, call_message_id, self.fence
@@ -170,7 +170,7 @@ class Stream:
             ChatLedgerError: As :meth:`feed`.
         """
         self._check_open()
-        async with self._turn:
+        async with self._saves.turn():
             await self._flush()
 
     # Entering and leaving
@@ -244,7 +244,7 @@ class Stream:
         try:
             if self._failure is None:
                 self._close_message()
-                async with asyncio.timeout(seconds), self._turn:
+                async with asyncio.timeout(seconds), self._saves.turn():
                     await self._flush()
         finally:
             await self._lease.give_back()
@@ -271,17 +271,18 @@ class Stream:
 
     async def _flush(self) -> None:
         self._check()
-        # What was sent and not answered may be stored: it goes first, as it was; the next change starts from it.
-        if self._unanswered is not None:
-            await self._send(self._unanswered)
-        if (save := self._next_save()) is not None:
-            await self._send(save)
+        await self._saves.save(self._next_save, self._send)
 
     async def _send(self, save: _Save) -> None:
-        self._unanswered = save
-        outcome = await self._write(functions.save_session, *save.arguments)
-        self._unanswered = None
-        self._settle(save, outcome)
+        outcome = await self._write(functions.save_session, save.arguments)
+        self._saved |= save.bodies
+        for message in save.counted:
+            message.usage = None
+        for message in [m for m in self._messages if m.closed and m.usage is None and m.body() == self._saved.get(m)]:
+            self._messages.remove(message)
+            self._saved.pop(message, None)
+        self._version, self._next_sequence = outcome.session.version, outcome.session.next_sequence
+        self._removed_count = outcome.session.next_sequence - outcome.session.message_count
 
     def _next_save(self) -> _Save | None:
         self._grown.clear()
@@ -297,18 +298,18 @@ class Stream:
                 new = {"message_id": message.message_id, "role": "assistant"} | body
                 messages.append(encode_message({k: v for k, v in new.items() if v != {}}, len(messages)))
             else:
-                amendment = changes.amendment(message.message_id, before, body)
+                amendment = amendment_of(message.message_id, before, body)
                 amendments.append(encode_object(amendment, "amendment"))
         counted = [message for message in self._messages if message.closed and message.usage is not None]
         usage = [
             # Not the completion's id: some servers give several completions the same.
-            encode_object({"usage_id": m.message_id, **m.usage.model_dump()}, "usage")
+            encode_object(m.usage.model_dump() | {"usage_id": m.message_id}, "usage")
             for m in counted
             if m.usage is not None
         ]
         if not bodies and not counted:
             return None
-        arguments = (
+        arguments = SaveArguments(
             self.session_id,
             self._user_id,
             self._version,
@@ -319,16 +320,6 @@ class Stream:
             self.fence,
         )
         return _Save(arguments, bodies, counted)
-
-    def _settle(self, save: _Save, outcome: changes.Outcome) -> None:
-        self._saved |= save.bodies
-        for message in save.counted:
-            message.usage = None
-        for message in [m for m in self._messages if m.closed and m.usage is None and m.body() == self._saved.get(m)]:
-            self._messages.remove(message)
-            self._saved.pop(message, None)
-        self._version, self._next_sequence = outcome.session.version, outcome.session.next_sequence
-        self._removed_count = outcome.session.next_sequence - outcome.session.message_count
 
     async def _write(self, call: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
         self._check()
