@@ -27,8 +27,8 @@ from chatledger import ChatLedger, ChatMessage, ChatSession, MessageNotFound, Se
 from chatledger.cache.link import SessionCache, _sealed, _unsealed
 from chatledger.postgres import functions
 from chatledger.postgres.encoding import encode_message
-from tests.client.cancelling import small_ledger, was_cancelled_at
-from tests.database.helpers import examples
+from tests.helpers.cancelling import small_ledger, was_cancelled_at
+from tests.helpers.sql import examples
 
 if TYPE_CHECKING:
     from .conftest import Server

@@ -14,13 +14,13 @@ from chatledger import ChatLedger, ChatMessage, ChatSession, Usage
 from chatledger.models.changes import PLACE_FIELDS
 from chatledger.postgres.encoding import clean_text
 from chatledger.transfer import _OWN_KEYS, export_sessions, import_lines
-from tests.client.openai_server import chunk
 from tests.database import test_message_body
-from tests.database.helpers import Json, examples
 from tests.database.test_message_body import json_values, objects, text, without_booleans
+from tests.helpers.openai_server import chunk
+from tests.helpers.sql import Json, examples
 
 if TYPE_CHECKING:
-    from tests.database.helpers import Connection
+    from tests.helpers.sql import Connection
 
 messages = test_message_body.messages.filter(lambda message: message.keys().isdisjoint(PLACE_FIELDS))
 batches = st.lists(messages, max_size=3)

@@ -28,9 +28,9 @@ from chatledger import (
     Usage,
 )
 from chatledger.postgres.encoding import clean_text
-from tests.client.openai_server import chunk
-from tests.client.test_follow import followers_of
-from tests.database.helpers import (
+from tests.following.test_follow import followers_of
+from tests.helpers.openai_server import chunk
+from tests.helpers.sql import (
     all_is_readable,
     assistant,
     bodies,
@@ -43,7 +43,7 @@ from tests.database.helpers import (
 )
 
 if TYPE_CHECKING:
-    from tests.database.helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 def deep(levels: int) -> Any:

@@ -29,7 +29,7 @@ from chatledger import (
     Usage,
     UsageConflict,
 )
-from tests.database.helpers import everything
+from tests.helpers.sql import everything
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": "{}"}}

@@ -14,8 +14,8 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic_core import from_json
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, InvalidMessage, Settings
-from tests.client.openai_server import chunk
-from tests.client.test_follow import until
+from tests.following.test_follow import until
+from tests.helpers.openai_server import chunk
 
 SESSIONS = 60
 """So many come and go in a round."""

@@ -11,11 +11,10 @@ import pglast
 import pytest
 
 from chatledger.postgres.migrations import sql_folder
-
-from .helpers import everything, new_session, refused, users
+from tests.helpers.sql import everything, new_session, refused, users
 
 if TYPE_CHECKING:
-    from .helpers import ConnectAs, Connection, Psql
+    from tests.helpers.sql import ConnectAs, Connection, Psql
 
 FILES = sorted((sql_folder() / "functions").glob("*.sql"))
 VIEW_FILES = sorted((sql_folder() / "views").glob("*.sql"))

@@ -17,8 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from chatledger.postgres.migrations import sql_folder
-
-from .helpers import (
+from tests.helpers.sql import (
     all_is_readable,
     amend,
     append,
@@ -40,7 +39,7 @@ from .helpers import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .helpers import ConnectAs, Connection
+    from tests.helpers.sql import ConnectAs, Connection
 
 # Signatures
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .helpers import Json, amend, append, assistant, bodies, call, examples, new_session, tool, user
+from tests.helpers.sql import Json, amend, append, assistant, bodies, call, examples, new_session, tool, user
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 PARTS = [
     {"type": "text", "text": "What is this?"},

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .helpers import (
+from tests.helpers.sql import (
     Json,
     add_call,
     amend,
@@ -29,7 +29,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 Copy = tuple[Json, dict[int, Json]]
 

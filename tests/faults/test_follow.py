@@ -17,7 +17,7 @@ from contextlib import suppress
 import asyncpg
 
 from chatledger import ChatLedger, SessionEvent
-from tests.program.run import start
+from tests.helpers.program import start
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 

@@ -20,7 +20,7 @@ import pytest
 
 from chatledger import ChatLedger, ChatMessage
 from chatledger.postgres.migrations import sql_folder
-from tests.program.run import run, start
+from tests.helpers.program import run, start
 
 Psql = Callable[..., Awaitable[str]]
 

@@ -18,11 +18,11 @@ import pytest
 
 from chatledger import migrate
 from chatledger.postgres.migrations import sql_folder
-from tests.client.test_migrations import dump
+from tests.postgres.test_migrations import dump
 
 Psql = Callable[..., Awaitable[str]]
 if TYPE_CHECKING:
-    from tests.database.helpers import Connection
+    from tests.helpers.sql import Connection
 FOLDER = Path(__file__).parent
 LANDED = sorted(path.stem for path in FOLDER.glob("[0-9][0-9][0-9][0-9].sql"))
 

@@ -66,7 +66,7 @@ async def test_real_conversations_by_eight_importers_at_once(
 
 
 async def program(database_url: str, *arguments: str) -> asyncio.subprocess.Process:
-    from tests.program.run import start
+    from tests.helpers.program import start
 
     return await start(database_url, *arguments)
 

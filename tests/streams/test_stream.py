@@ -32,9 +32,9 @@ from chatledger import (
     Usage,
 )
 from chatledger.postgres import functions
-from tests.client.openai_server import TEXT, USAGE, OpenAIServer, openai_server
-from tests.client.openai_server import chunk as chunk_of
-from tests.client.test_retries import answers_lost
+from tests.helpers.openai_server import TEXT, USAGE, OpenAIServer, openai_server
+from tests.helpers.openai_server import chunk as chunk_of
+from tests.postgres.test_retries import answers_lost
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 

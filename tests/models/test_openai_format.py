@@ -25,7 +25,7 @@ from chatledger.models.openai_format import (
     merge_consecutive_assistant_messages,
     to_openai_messages,
 )
-from tests.database.helpers import TORTURE, examples
+from tests.helpers.sql import TORTURE, examples
 
 Dicts = list[dict[str, Any]]
 
