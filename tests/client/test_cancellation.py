@@ -13,8 +13,8 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, set_default_ledger, upsert_chat_session
-from tests.following.test_follow import gone
 from tests.helpers.cancelling import small_ledger, was_cancelled_at
+from tests.helpers.following import gone
 from tests.helpers.openai_server import chunk
 
 Stored = tuple[str | None, list[Any], int]

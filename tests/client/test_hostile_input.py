@@ -28,15 +28,15 @@ from chatledger import (
     Usage,
 )
 from chatledger.postgres.encoding import clean_text
-from tests.following.test_follow import followers_of
+from tests.helpers.following import followers_of
 from tests.helpers.openai_server import chunk
+from tests.helpers.properties import examples
 from tests.helpers.sql import (
     all_is_readable,
     assistant,
     bodies,
     call,
     everything,
-    examples,
     new_session,
     tool,
     user,

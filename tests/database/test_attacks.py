@@ -16,10 +16,8 @@ import pytest
 from pglast.visitors import Visitor
 
 from chatledger.postgres.migrations import sql_folder
+from tests.helpers.catalog import LIFE, PUBLIC, READS, names
 from tests.helpers.sql import assistant, begin_stream, call, everything, new_session, refused, said, tool, user
-
-from .test_catalog import LIFE, READS, names
-from .test_hostile_input import PUBLIC
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.properties import examples
 from tests.helpers.sql import (
     Json,
     assistant,
     call,
-    examples,
     new_session,
     places,
     refused,

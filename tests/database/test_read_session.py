@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.properties import examples
 from tests.helpers.sql import (
     Json,
     add_call,
@@ -18,7 +19,6 @@ from tests.helpers.sql import (
     assistant,
     bodies,
     call,
-    examples,
     header,
     new_session,
     refused,

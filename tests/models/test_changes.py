@@ -13,7 +13,7 @@ from chatledger import ChatMessage, ChatSession
 from chatledger.models import changes
 from chatledger.models.header import SessionHeader
 from chatledger.postgres.encoding import encode_changes
-from tests.helpers.sql import examples
+from tests.helpers.properties import examples
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

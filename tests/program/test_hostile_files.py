@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from chatledger import ChatLedger
 from chatledger.transfer import import_lines
 from tests.helpers.program import run
-from tests.helpers.sql import examples
+from tests.helpers.properties import examples
 
 
 def line(session_id: str, **more: Any) -> bytes:
