@@ -62,7 +62,7 @@ wheel: .venv/ready
 # and no failure.
 lowest: .venv-lowest/ready
 	.venv-lowest/bin/pytest -n auto -W default::pytest.PytestUnraisableExceptionWarning \
-		tests/unit tests/client tests/cache tests/program
+		tests/models tests/postgres tests/streams tests/following tests/cache tests/client tests/program
 
 clean:
 	rm -rf .venv .venv-lowest dist

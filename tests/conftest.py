@@ -11,9 +11,9 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import asyncpg
@@ -23,7 +23,9 @@ from pytest_postgresql import factories
 
 from chatledger import ChatLedger, embedded, migrate
 
-ROOT = Path(__file__).parents[1]
+if TYPE_CHECKING:
+    from tests.helpers.sql import Connect, Connection, Psql
+
 _servers = pytest.StashKey[embedded.EmbeddedServers]()
 _folder = pytest.StashKey[Path]()
 BIN_DIR = "CHATLEDGER_TEST_BIN_DIR"
@@ -91,14 +93,11 @@ def empty_database_url(_empty_postgresql: psycopg.Connection[Any]) -> str:
 
 
 @pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+async def connection(database_url: str) -> AsyncIterator[Connection]:
     """A connection to the test's database."""
     connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()
-
-
-Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 
 
 @pytest.fixture
@@ -106,7 +105,7 @@ async def connect(database_url: str) -> AsyncIterator[Connect]:
     """Opens as many connections to the test's database as are wanted, and closes them."""
     opened = []
 
-    async def open_connection() -> asyncpg.Connection[asyncpg.Record]:
+    async def open_connection() -> Connection:
         opened.append(await asyncpg.connect(database_url))
         return opened[-1]
 
@@ -129,7 +128,7 @@ def bin_dir() -> Path:
 
 
 @pytest.fixture
-def psql(database_url: str, bin_dir: Path) -> Callable[..., Awaitable[str]]:
+def psql(database_url: str, bin_dir: Path) -> Psql:
     """Runs SQL in psql, in a process of its own; returns its output, raises on an error."""
 
     async def run(sql: str, url: str = database_url) -> str:

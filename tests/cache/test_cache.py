@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from chatledger.cache.link import CachedSession, SessionCache, _Breaker, _sealed
+from tests.helpers.valkey import Server
 
-from .conftest import Clock, OpenCache, Server
+from .conftest import Clock, OpenCache
 
 KEY = "chat:session:s"
 CREATED = "2026-03-01T12:00:00.25+00:00"

@@ -23,21 +23,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chatledger
-from chatledger import ChatLedger, ChatMessage, ChatSession, MessageNotFound, Settings
+from chatledger import ChatLedger, ChatSession, MessageNotFound, Settings
 from chatledger.cache.link import SessionCache, _sealed, _unsealed
 from chatledger.postgres import functions
 from chatledger.postgres.encoding import encode_message
-from tests.client.cancelling import small_ledger, was_cancelled_at
-from tests.database.helpers import examples
+from tests.helpers.cancelling import small_ledger, was_cancelled_at
+from tests.helpers.messages import user
+from tests.helpers.properties import examples
+from tests.helpers.sql import Psql
 
 if TYPE_CHECKING:
-    from .conftest import Server
-
-Psql = Callable[..., Awaitable[str]]
-
-
-def user(text: str = "hi", **fields: Any) -> ChatMessage:
-    return ChatMessage(role="user", content=text, **fields)
+    from tests.helpers.valkey import Server
 
 
 def every_session(**settings: Any) -> Settings:

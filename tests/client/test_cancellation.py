@@ -13,9 +13,9 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, Usage, set_default_ledger, upsert_chat_session
-from tests.client.cancelling import small_ledger, was_cancelled_at
-from tests.client.openai_server import chunk
-from tests.client.test_follow import gone
+from tests.helpers.cancelling import small_ledger, was_cancelled_at
+from tests.helpers.following import gone
+from tests.helpers.openai_server import chunk
 
 Stored = tuple[str | None, list[Any], int]
 """Of a session: its title, the contents of its messages, its tokens."""

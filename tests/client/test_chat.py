@@ -14,7 +14,6 @@ import pytest
 import chatledger
 from chatledger import (
     ChatLedger,
-    ChatMessage,
     ChatSession,
     SessionNotFound,
     append_and_save_message,
@@ -25,6 +24,7 @@ from chatledger import (
     update_session_title,
     upsert_chat_session,
 )
+from tests.helpers.messages import user
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +33,6 @@ async def default(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     monkeypatch.setenv("CHATLEDGER_DATABASE_URL", database_url)
     yield
     await chatledger.close_default_ledger()
-
-
-def user(text: str = "hi") -> ChatMessage:
-    return ChatMessage(role="user", content=text)
 
 
 async def test_a_session_from_beginning_to_end() -> None:

@@ -14,15 +14,16 @@ from chatledger import ChatLedger, ChatMessage, ChatSession, Usage, UsageTotals
 from chatledger.models.bodies import PLACE_FIELDS
 from chatledger.postgres.encoding import clean_text
 from chatledger.transfer import _OWN_KEYS, export_sessions, import_lines
-from tests.client.openai_server import chunk
-from tests.database import test_message_body
-from tests.database.helpers import Json, examples
-from tests.database.test_message_body import json_values, objects, text, without_booleans
+from tests.helpers import properties
+from tests.helpers.openai_server import chunk
+from tests.helpers.properties import examples, json_values, objects, text, without_booleans
+from tests.helpers.sessions import load
+from tests.helpers.sql import Json
 
 if TYPE_CHECKING:
-    from tests.database.helpers import Connection
+    from tests.helpers.sql import Connection
 
-messages = test_message_body.messages.filter(lambda message: message.keys().isdisjoint(PLACE_FIELDS))
+messages = properties.messages.filter(lambda message: message.keys().isdisjoint(PLACE_FIELDS))
 batches = st.lists(messages, max_size=3)
 tokens = st.builds(Usage, **dict.fromkeys(UsageTotals.model_fields, st.integers(0, 10**12)), model=st.none() | text)
 # With keys that may be those of the metadata before, and then are replaced or removed.
@@ -51,12 +52,6 @@ def header_of(session: ChatSession) -> Any:
 
 def merged(before: Json | None, patch: Json) -> Json:
     return {key: value for key, value in ((before or {}) | patch).items() if key not in patch or value is not None}
-
-
-async def load(ledger: ChatLedger, session_id: str) -> ChatSession:
-    session = await ledger.get_session(session_id)
-    assert session is not None
-    return session
 
 
 @examples

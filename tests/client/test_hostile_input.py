@@ -28,22 +28,22 @@ from chatledger import (
     Usage,
 )
 from chatledger.postgres.encoding import clean_text
-from tests.client.openai_server import chunk
-from tests.client.test_follow import followers_of
-from tests.database.helpers import (
+from tests.helpers.following import followers_of
+from tests.helpers.openai_server import chunk
+from tests.helpers.properties import examples
+from tests.helpers.sql import (
     all_is_readable,
     assistant,
     bodies,
     call,
     everything,
-    examples,
     new_session,
     tool,
     user,
 )
 
 if TYPE_CHECKING:
-    from tests.database.helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 def deep(levels: int) -> Any:

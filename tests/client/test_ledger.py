@@ -30,14 +30,10 @@ from chatledger import (
     UsageConflict,
     UsageTotals,
 )
-from tests.database.helpers import everything
+from tests.helpers.messages import user
+from tests.helpers.sql import everything
 
-Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
-
-
-def user(text: str = "hi", **fields: Any) -> ChatMessage:
-    return ChatMessage(role="user", content=text, **fields)
 
 
 async def contents(ledger: ChatLedger, session_id: str) -> list[Any]:

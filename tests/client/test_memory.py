@@ -13,18 +13,15 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from pydantic_core import from_json
 
-from chatledger import ChatLedger, ChatMessage, ChatSession, InvalidMessage, Settings
-from tests.client.openai_server import chunk
-from tests.client.test_follow import until
+from chatledger import ChatLedger, ChatSession, InvalidMessage, Settings
+from tests.helpers.messages import user
+from tests.helpers.openai_server import chunk
+from tests.helpers.waiting import until
 
 SESSIONS = 60
 """So many come and go in a round."""
 MARGIN = 20_000
 """Bytes: less than the smallest thing that could be left behind by each session of two rounds."""
-
-
-def user(text: str = "hi") -> ChatMessage:
-    return ChatMessage(role="user", content=text)
 
 
 async def one_session(ledger: ChatLedger) -> None:

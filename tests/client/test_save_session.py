@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-from collections.abc import Awaitable, Callable
 from copy import deepcopy
 from typing import Any
 
@@ -24,22 +23,9 @@ from chatledger import (
     Usage,
 )
 from chatledger.postgres import functions
-
-Psql = Callable[..., Awaitable[str]]
-
-
-def user(text: str = "hi") -> ChatMessage:
-    return ChatMessage(role="user", content=text)
-
-
-def call(call_id: str) -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
-async def load(ledger: ChatLedger, session_id: str, last: int | None = None) -> ChatSession:
-    session = await ledger.get_session(session_id, last=last)
-    assert session is not None
-    return session
+from tests.helpers.messages import call, user
+from tests.helpers.sessions import load
+from tests.helpers.sql import Psql
 
 
 async def saved(ledger: ChatLedger, *texts: str) -> ChatSession:

@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_postgresql.executors import NoopExecutor
 
-    from .helpers import ConnectAs, Connection
+    from tests.helpers.sql import ConnectAs, Connection
 
 
 @pytest.fixture(scope="session")

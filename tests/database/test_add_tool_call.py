@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import (
+from tests.helpers.sql import (
     Json,
     add_call,
     append,
@@ -24,7 +24,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def test_call_is_attached_to_the_turns_assistant_message(connection: Connection) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import (
+from tests.helpers.sql import (
     amend,
     append,
     assistant,
@@ -24,7 +24,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def test_patch_replaces_what_it_names_and_leaves_the_rest(connection: Connection) -> None:

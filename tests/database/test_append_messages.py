@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import (
+from tests.helpers.sql import (
     Json,
     add_call,
     amend,
@@ -28,7 +28,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connection, Psql
+    from tests.helpers.sql import Connection, Psql
 
 
 async def test_example_of_the_header_comment_works_from_psql(psql: Psql) -> None:

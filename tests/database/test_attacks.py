@@ -16,15 +16,13 @@ import pytest
 from pglast.visitors import Visitor
 
 from chatledger.postgres.migrations import sql_folder
-
-from .helpers import assistant, begin_stream, call, everything, new_session, refused, said, tool, user
-from .test_catalog import LIFE, READS, names
-from .test_hostile_input import PUBLIC
+from tests.helpers.catalog import LIFE, PUBLIC, READS, names
+from tests.helpers.sql import assistant, begin_stream, call, everything, new_session, refused, said, tool, user
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .helpers import ConnectAs, Connection
+    from tests.helpers.sql import ConnectAs, Connection
 
 # Somebody else's session (G8), through every function that is told who asks
 

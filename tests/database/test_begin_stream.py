@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from .helpers import (
+from tests.helpers.sql import (
     append,
     begin_stream,
     everything,
@@ -26,7 +26,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 
 async def test_the_holder_gets_a_fence_and_learns_where_the_session_is(connection: Connection) -> None:

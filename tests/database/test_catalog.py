@@ -11,16 +11,15 @@ import pglast
 import pytest
 
 from chatledger.postgres.migrations import sql_folder
-
-from .helpers import everything, new_session, refused, users
+from tests.helpers.catalog import LIFE, READS, VIEWS, names
+from tests.helpers.sql import everything, new_session, refused, users
 
 if TYPE_CHECKING:
-    from .helpers import ConnectAs, Connection, Psql
+    from tests.helpers.sql import ConnectAs, Connection, Psql
 
 FILES = sorted((sql_folder() / "functions").glob("*.sql"))
 VIEW_FILES = sorted((sql_folder() / "views").glob("*.sql"))
 TABLES = ["sessions", "messages", "usage_records", "added_tool_calls", "migrations"]
-VIEWS = {"active_streams", "session_holders", "session_overview", "transcript"}
 READING = {
     "follow_session",
     "get_messages",
@@ -55,10 +54,6 @@ MAY_CALL = {
 
 IN_SCHEMA = "pronamespace = 'chatledger'::regnamespace"
 INTERNAL = "coalesce(obj_description(oid, 'pg_proc'), '') like 'Internal: %'"
-
-
-async def names(connection: Connection, query: str, *arguments: Any) -> list[str]:
-    return [row[0] for row in await connection.fetch(query, *arguments)]
 
 
 # Who may do what
@@ -184,39 +179,6 @@ async def test_reader_and_writer_are_siblings(connection: Connection) -> None:
 
 # What that comes to, for login roles that are members and nothing else
 
-LIFE = [
-    "select chatledger.create_session('s1', 'u1')",
-    'select chatledger.append_messages(\'s1\', array[\'{"message_id": "m0", "role": "assistant"}\']::jsonb[])',
-    'select chatledger.append_messages(\'s1\', array[\'{"message_id": "m0", "role": "assistant"}\']::jsonb[])',
-    'select chatledger.amend_message(\'s1\', \'m0\', \'{"content": "x", "metadata": {"a": null}}\')',
-    'select chatledger.add_tool_call(\'s1\', \'{"id": "c1", "function": {"name": "f"}}\')',
-    "select chatledger.update_session('s1', p_title => 'T', p_metadata => '{\"a\": 1}')",
-    "select chatledger.record_usage('s1', 'use', 1, 1)",
-    'select chatledger.save_session(\'s1\', p_read_version => 1, p_header => \'{"title": {"from": "T"}}\')',
-    "select chatledger.begin_stream('s1', 'o', p_stream_id => 'x', p_max_streams => 1)",
-    "select chatledger.renew_stream('s1', 1)",
-    "select chatledger.end_stream('s1', 1)",
-    "select chatledger.fork_session('s1', 's2')",
-    "select chatledger.truncate_session('s1', 0)",
-    "select chatledger.delete_session('s1')",
-]
-READS = [
-    "select * from chatledger.read_session('s1')",
-    "select * from chatledger.read_session('s1', p_last => 1)",
-    "select * from chatledger.read_session('s1', null, 0, 0)",
-    "select * from chatledger.read_session('s1', null, 0, 0, p_limit => 1)",
-    "select * from chatledger.follow_session('s1', p_echo => true)",
-    "select * from chatledger.get_messages('s1')",
-    "select * from chatledger.get_messages('s1', p_after => -1, p_limit => 1)",
-    "select * from chatledger.list_sessions('u1')",
-    "select * from chatledger.list_sessions(null)",
-    "select * from chatledger.verify_session('s1')",
-    "select * from chatledger.verify_session()",
-    "select * from chatledger.status()",
-    "select chatledger.version()",
-    "select chatledger.message_body(m) from chatledger.messages as m",
-    *(f"select * from chatledger.{view}" for view in sorted(VIEWS)),
-]
 BAD_READS = [
     ("CL001", "select * from chatledger.get_messages('unknown')"),
     ("CL008", "select * from chatledger.get_messages('')"),

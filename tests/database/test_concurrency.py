@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from .helpers import (
+from tests.helpers.sql import (
     Json,
     add_call,
     amend,
@@ -31,7 +31,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection, Psql
+    from tests.helpers.sql import Connect, Connection, Psql
 
 # Sixteen writers
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import append, everything, header, new_session, one, refused, users
+from tests.helpers.sql import append, everything, header, new_session, one, refused, users
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def test_new_session_is_empty(connection: Connection) -> None:

@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .helpers import add_call, append, assistant, call, everything, new_session, refused, said, until_waiting, user
+from tests.helpers.sql import (
+    add_call,
+    append,
+    assistant,
+    call,
+    everything,
+    new_session,
+    refused,
+    said,
+    until_waiting,
+    user,
+)
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 LATE_WRITES = [
     "select chatledger.append_messages('s1', array['{\"role\": \"user\"}']::jsonb[])",

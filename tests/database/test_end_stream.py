@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .helpers import append, begin_stream, everything, new_session, refused, run_out, user
+from tests.helpers.sql import append, begin_stream, everything, new_session, refused, run_out, user
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def end(connection: Connection, fence: int | None) -> bool:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import append, assistant, everything, new_session, rows_touched, user, users
+from tests.helpers.sql import append, assistant, everything, new_session, rows_touched, user, users
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 SMALL, LARGE = "small", "large"
 SIZES = {SMALL: 10, LARGE: 5_000}

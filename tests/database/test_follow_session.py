@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from .helpers import append, everything, new_session, refused, until_waiting, users
+from tests.helpers.sql import append, everything, new_session, refused, until_waiting, users
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 SENTINEL = "sentinel"
 # Each changes a session that new_session made with two messages; and by how much it advances the version.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import (
+from tests.helpers.sql import (
     amend,
     append,
     assistant,
@@ -26,7 +26,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def fork(connection: Connection, arguments: str = "") -> Any:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .helpers import (
+from tests.helpers.properties import examples
+from tests.helpers.sql import (
     Json,
     assistant,
     call,
-    examples,
     new_session,
     places,
     refused,
@@ -26,7 +26,7 @@ from .helpers import (
 if TYPE_CHECKING:
     import asyncpg
 
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def page(connection: Connection, arguments: str = "", session_id: str = "s1") -> list[int]:

@@ -7,18 +7,16 @@ JSON, no array or no interval at all is refused by Postgres before any function 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import pglast
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from chatledger.postgres.migrations import sql_folder
-
-from .helpers import (
+from tests.helpers.catalog import PUBLIC, Argument
+from tests.helpers.properties import examples
+from tests.helpers.sql import (
     all_is_readable,
     amend,
     append,
@@ -26,7 +24,6 @@ from .helpers import (
     bodies,
     call,
     everything,
-    examples,
     header,
     new_session,
     places,
@@ -40,28 +37,7 @@ from .helpers import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .helpers import ConnectAs, Connection
-
-# Signatures
-
-Argument = tuple[str, str]
-
-
-def signature(path: Path) -> list[Argument]:
-    """Name and type of each argument of the function in this file."""
-    create: Any = pglast.parse_sql(path.read_text("utf-8"))[0].stmt
-    return [
-        (parameter.name, parameter.argType.names[-1].sval + "[]" * bool(parameter.argType.arrayBounds))
-        for parameter in create.parameters or ()
-        if parameter.mode != pglast.enums.FunctionParameterMode.FUNC_PARAM_TABLE
-    ]
-
-
-def is_public(path: Path) -> bool:
-    return "grant execute" in path.read_text("utf-8")
-
-
-PUBLIC = {path.stem: signature(path) for path in sorted((sql_folder() / "functions").glob("*.sql")) if is_public(path)}
+    from tests.helpers.sql import ConnectAs, Connection
 
 # Arguments, as the text that Postgres makes them from
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import append, header, new_session, refused, user
+from tests.helpers.sql import append, header, new_session, refused, user
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def listed(connection: Connection, arguments: str = "'u1'") -> list[str]:

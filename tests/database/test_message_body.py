@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .helpers import Json, amend, append, assistant, bodies, call, examples, new_session, tool, user
+from tests.helpers.properties import examples, messages, without_booleans
+from tests.helpers.sql import Json, amend, append, assistant, bodies, call, new_session, tool, user
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 PARTS = [
     {"type": "text", "text": "What is this?"},
@@ -78,56 +79,10 @@ async def test_five_megabytes_of_text_come_out_as_they_went_in(connection: Conne
     assert await bodies(connection) == [user("a", text)]
 
 
-# Any valid message
-
-text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
-    max_leaves=6,
-)
-objects = st.dictionaries(text, json_values, max_size=3)
-named = st.fixed_dictionaries({"name": text.filter(bool)})
-tool_calls = st.builds(
-    lambda more, call_id, kind, name: more | {"id": call_id, kind: name},
-    objects,
-    text.filter(bool),
-    st.sampled_from(["function", "custom"]),
-    st.builds(lambda more, name: more | name, objects, named),
-)
-known: dict[str, st.SearchStrategy[Any]] = {
-    "content": st.none() | text | st.lists(objects, max_size=3),
-    "name": st.none() | text,
-    "refusal": st.none() | text,
-    "tool_calls": st.none() | st.lists(tool_calls, max_size=3),
-    "function_call": st.none() | objects,
-    "metadata": st.none() | objects,
-    "duration_ms": st.none() | st.integers(0, 2**31 - 1),
-}
-messages = st.builds(
-    lambda unknown, fields, role: {**unknown, **fields, **role, "message_id": uuid4().hex},
-    st.dictionaries(text.filter(lambda key: key not in {*known, "role", "message_id", "tool_call_id"}), json_values),
-    st.fixed_dictionaries({}, optional=known),
-    st.fixed_dictionaries({"role": st.sampled_from(["system", "developer", "user", "assistant", "function"])})
-    | st.fixed_dictionaries({"role": st.just("tool"), "tool_call_id": text.filter(bool)}),
-)
-
-
 def exactly(value: Any) -> Any:
     """The value with its numbers as decimals, so that 2**70 and 2.0**70 are not mixed up, and true is not 1."""
     parsed = json.loads(json.dumps(value), parse_int=Decimal, parse_float=Decimal)
     return without_booleans(parsed)
-
-
-def without_booleans(value: Any) -> Any:
-    """The value with a text for each boolean, since to Python true is 1."""
-    if isinstance(value, bool):
-        return f"the boolean {value}"
-    if isinstance(value, list):
-        return [without_booleans(item) for item in value]
-    if isinstance(value, dict):
-        return {key: without_booleans(item) for key, item in value.items()}
-    return value
 
 
 async def stored_exactly(connection: Connection, session_id: str) -> list[Any]:

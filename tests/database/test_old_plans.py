@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .helpers import append, new_session, rows_touched, users
+from tests.helpers.sql import append, new_session, rows_touched, users
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 CALLS = {
     "append_messages": """select * from chatledger.append_messages('s1', array[

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from .helpers import assistant, everything, header, new_session, refused, said, user
+from tests.helpers.sql import assistant, everything, header, new_session, refused, said, user
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 # One call of each function that is told who asks, as user $1.
 CALLS = {

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .helpers import add_call, append, assistant, call, everything, new_session, refused, user
+from tests.helpers.sql import add_call, append, assistant, call, everything, new_session, refused, user
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 
 async def aged_session(connection: Connection, session_id: str, days: int) -> None:

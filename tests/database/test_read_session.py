@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .helpers import (
+from tests.helpers.properties import examples
+from tests.helpers.sql import (
     Json,
     add_call,
     amend,
@@ -18,7 +19,6 @@ from .helpers import (
     assistant,
     bodies,
     call,
-    examples,
     header,
     new_session,
     refused,
@@ -29,7 +29,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 Copy = tuple[Json, dict[int, Json]]
 

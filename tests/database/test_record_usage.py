@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import everything, header, new_session, one, refused
+from tests.helpers.sql import everything, header, new_session, one, refused
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def record(connection: Connection, usage_id: str | None, *tokens: int | None) -> Any:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .helpers import append, begin_stream, everything, new_session, refused, run_out, user
+from tests.helpers.sql import append, begin_stream, everything, new_session, refused, run_out, user
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def renew(connection: Connection, fence: int | None, ttl: timedelta | None = timedelta(hours=1)) -> datetime:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import amend, assistant, bodies, call, everything, header, new_session, places, refused, user
+from tests.helpers.sql import amend, assistant, bodies, call, everything, header, new_session, places, refused, user
 
 if TYPE_CHECKING:
     import asyncpg
 
-    from .helpers import Connect, Connection, Json
+    from tests.helpers.sql import Connect, Connection, Json
 
 
 async def save(

@@ -6,11 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from chatledger import __version__
-
-from .helpers import append, new_session, until_waiting, user
+from tests.helpers.sql import append, new_session, until_waiting, user
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 
 async def status(connection: Connection) -> dict[str, str | None]:

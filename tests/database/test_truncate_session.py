@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .helpers import (
+from tests.helpers.sql import (
     add_call,
     append,
     assistant,
@@ -25,7 +25,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def test_removes_the_messages_from_a_sequence_on(connection: Connection) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .helpers import everything, header, new_session, one, refused, users
+from tests.helpers.sql import everything, header, new_session, one, refused, users
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def update(connection: Connection, arguments: str) -> Any:

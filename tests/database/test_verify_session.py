@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .helpers import add_call, amend, append, assistant, call, new_session, refused, tool, truncate, user
+from tests.helpers.sql import add_call, amend, append, assistant, call, new_session, refused, tool, truncate, user
 
 if TYPE_CHECKING:
-    from .helpers import Connection
+    from tests.helpers.sql import Connection
 
 
 async def healthy_session(connection: Connection, session_id: str = "s1") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from .helpers import (
+from tests.helpers.sql import (
     amend,
     append,
     assistant,
@@ -20,7 +20,7 @@ from .helpers import (
 )
 
 if TYPE_CHECKING:
-    from .helpers import Connect, Connection
+    from tests.helpers.sql import Connect, Connection
 
 # session_holders
 

@@ -59,7 +59,7 @@ VARYING_COLUMNS = {"pid", "hot_share", "dead_rows", "last_vacuum"}
 def openai() -> Iterator[None]:
     """Stand in for OpenAI: documents find it in their environment."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.client.openai_server"],
+        [sys.executable, "-m", "tests.helpers.openai_server"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

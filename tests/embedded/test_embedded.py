@@ -117,7 +117,7 @@ def data_dir(shared_dir: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def user() -> Iterator[Callable[[Path], User]]:
+def start_user() -> Iterator[Callable[[Path], User]]:
     """Start a User; killed at the end."""
     users: list[User] = []
 
@@ -224,10 +224,10 @@ def test_nobody_else_may_enter(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["ends", "is killed"])
-def test_servers_stay_when_the_starter_goes(data_dir: Path, user: Callable[..., User], how: str) -> None:
-    starter = user(data_dir)
+def test_servers_stay_when_the_starter_goes(data_dir: Path, start_user: Callable[..., User], how: str) -> None:
+    starter = start_user(data_dir)
     supervisor = starter.supervisor()
-    other = user(data_dir)
+    other = start_user(data_dir)
     assert other.supervisor() == supervisor
     began = postmaster(data_dir)
     starter.end() if how == "ends" else starter.kill()
@@ -238,16 +238,18 @@ def test_servers_stay_when_the_starter_goes(data_dir: Path, user: Callable[..., 
     assert postmaster(data_dir) == began
 
 
-def test_nothing_is_left_when_the_last_user_is_killed(data_dir: Path, user: Callable[..., User]) -> None:
-    users = [user(data_dir), user(data_dir)]
+def test_nothing_is_left_when_the_last_user_is_killed(data_dir: Path, start_user: Callable[..., User]) -> None:
+    users = [start_user(data_dir), start_user(data_dir)]
     pids = family({each.supervisor() for each in users}.pop())
     for each in users:
         each.kill()
     wait_until_ended(pids)
 
 
-def test_nothing_is_left_when_the_starter_is_killed_during_initdb(fresh_dir: Path, user: Callable[..., User]) -> None:
-    starter = user(fresh_dir)
+def test_nothing_is_left_when_the_starter_is_killed_during_initdb(
+    fresh_dir: Path, start_user: Callable[..., User]
+) -> None:
+    starter = start_user(fresh_dir)
     wait_until((fresh_dir / "pgdata.new").exists)
     starter.kill()
     with start(fresh_dir, durable=False) as servers:
@@ -331,8 +333,8 @@ def test_a_new_data_folder_is_open_to_the_servers_from_the_first_moment(
     assert folders.blocking_folder(folders.prepare_data_dir(scratch / "data")) is None
 
 
-def test_many_at_once_share_one_server(fresh_dir: Path, user: Callable[..., User]) -> None:
-    users = [user(fresh_dir) for _ in range(8)]
+def test_many_at_once_share_one_server(fresh_dir: Path, start_user: Callable[..., User]) -> None:
+    users = [start_user(fresh_dir) for _ in range(8)]
     supervisors = {each.supervisor() for each in users}
     assert len(supervisors) == 1
     pids = family(supervisors.pop())
@@ -387,9 +389,9 @@ def test_closing_in_a_forked_child_leaves_the_parents_servers(data_dir: Path) ->
             assert joined.pid == servers.pid
 
 
-def test_join_under_another_tmpdir(data_dir: Path, user: Callable[..., User]) -> None:
+def test_join_under_another_tmpdir(data_dir: Path, start_user: Callable[..., User]) -> None:
     with start(data_dir) as servers:
-        assert user(data_dir, TMPDIR=str(data_dir)).supervisor() == servers.pid
+        assert start_user(data_dir, TMPDIR=str(data_dir)).supervisor() == servers.pid
 
 
 def test_settings(data_dir: Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from tests.cache.conftest import Server as Valkey
+from tests.helpers.valkey import Server as Valkey
 
 from . import checker, writers
 from .faults import DISTURBED

@@ -7,16 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.messages import call
+from tests.helpers.sql import user
+
 from . import checker
 from .history import Call, Json, Kind, Outcome, Row, Stored, calls_of, fingerprint
-
-
-def user(message_id: str, content: str = "hi") -> Json:
-    return {"message_id": message_id, "role": "user", "content": content}
-
-
-def called(call_id: str) -> Json:
-    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 class History:
@@ -117,8 +112,8 @@ def sound() -> History:
         answer = h.amended(2, content=content)
         h.call("amend", answer, message_id="b0", content=content, expected_version=expected)
     assert before < h.stored.version
-    h.amended(4, tool_calls=[called("t")])
-    h.call("add_tool_call", {"message_id": "c1", "sequence": 4}, tool_call=called("t"), message_id="t-holder")
+    h.amended(4, tool_calls=[call("t")])
+    h.call("add_tool_call", {"message_id": "c1", "sequence": 4}, tool_call=call("t"), message_id="t-holder")
     h.call("usage", h.header(total_tokens=12), usage=[("u2", 7)])
     h.stored.usage = {"inside": 5, "u2": 7}
     h.append(user("d0"), user("d1"))
@@ -127,8 +122,8 @@ def sound() -> History:
     h.call("truncate", {"next_sequence": 7, "version": h.stored.version}, from_sequence=6)
     h.call("append", outcome="refused", messages=[user("e0")]).error = "55P03"
     h.read()
-    h.store({"message_id": "v-holder", "role": "assistant", "content": "", "tool_calls": [called("v")]})
-    h.call("add_tool_call", {"message_id": "v-holder", "sequence": 7}, tool_call=called("v"), message_id="v-holder")
+    h.store({"message_id": "v-holder", "role": "assistant", "content": "", "tool_calls": [call("v")]})
+    h.call("add_tool_call", {"message_id": "v-holder", "sequence": 7}, tool_call=call("v"), message_id="v-holder")
     h.update(title="first")
     h.update(title="second", pinned=True)
     h.fork("f", at=3)
@@ -210,15 +205,15 @@ def _late_but_in_front(h: History) -> None:
 
 def _own_message_in_front(h: History) -> None:
     h.append(user("f0"))
-    h.store({"message_id": "w-holder", "role": "assistant", "content": "", "tool_calls": [called("w")]})
+    h.store({"message_id": "w-holder", "role": "assistant", "content": "", "tool_calls": [call("w")]})
     h.stored.rows[8], h.stored.rows[9] = h.stored.rows[9], h.stored.rows[8]
-    h.call("add_tool_call", {"message_id": "w-holder", "sequence": 8}, tool_call=called("w"), message_id="w-holder")
+    h.call("add_tool_call", {"message_id": "w-holder", "sequence": 8}, tool_call=call("w"), message_id="w-holder")
 
 
 def _in_a_turn_before(h: History) -> None:
     h.append(user("f0"))
-    h.amended(7, tool_calls=[called("v"), called("w")])
-    h.call("add_tool_call", {"message_id": "v-holder", "sequence": 7}, tool_call=called("w"), message_id="w-holder")
+    h.amended(7, tool_calls=[call("v"), call("w")])
+    h.call("add_tool_call", {"message_id": "v-holder", "sequence": 7}, tool_call=call("w"), message_id="w-holder")
 
 
 def _shown(change: Callable[[list[Any]], object], read: int = 13) -> Callable[[History], None]:
@@ -333,7 +328,7 @@ def _back_to_the_first(h: History) -> None:
 
 
 def _call_twice(h: History) -> None:
-    h.stored.rows[4].body["tool_calls"].append(called("t"))
+    h.stored.rows[4].body["tool_calls"].append(call("t"))
 
 
 def _unknown_counted_twice(h: History) -> None:
@@ -381,10 +376,10 @@ BROKEN: list[tuple[str, Callable[[History], None]]] = [
     ("stored_as_sent", _set("stored.rows[0].body['content']", "ho")),
     ("stored_as_sent", _set("stored.rows[0].body['role']", "assistant")),
     ("stored_as_sent", _set("stored.rows[0].body['metadata']['y']", 1)),
-    ("stored_as_sent", _set("stored.rows[0].body['tool_calls']", [called("other")])),
+    ("stored_as_sent", _set("stored.rows[0].body['tool_calls']", [call("other")])),
     ("stored_as_sent", _set("stored.rows[0].body['metadata']", {"x": 2})),
     ("stored_as_sent", _set("stored.rows[4].body['content']", "ho")),
-    ("stored_as_sent", _set("stored.rows[4].body['tool_calls']", [called("t") | {"function": {"name": "g"}}])),
+    ("stored_as_sent", _set("stored.rows[4].body['tool_calls']", [call("t") | {"function": {"name": "g"}}])),
     ("stored_as_sent", _set("stored.rows[7].body['content']", "ho")),
     ("once", _again),
     ("once", _told_twice),

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from chatledger import ChatLedger, Settings, StaleFence, StreamBusy
-from tests.client.test_follow import waiting_for_next
+from tests.helpers.following import waiting_for_next
 
 from .servers import Clock, Postgres
 

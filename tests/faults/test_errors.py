@@ -17,8 +17,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from chatledger import ChatLedger, ChatMessage, DatabaseUnavailable, Settings
+from chatledger import ChatLedger, DatabaseUnavailable, Settings
 from chatledger.postgres import connections
+from tests.helpers.messages import user
 
 from .servers import PgBouncer, Postgres, small_disk
 
@@ -38,10 +39,6 @@ async def postgres() -> AsyncIterator[Postgres]:
     await server.prepare()
     yield server
     server.close()
-
-
-def user(text: str) -> ChatMessage:
-    return ChatMessage(role="user", content=text)
 
 
 async def texts(ledger: ChatLedger, session_id: str) -> list[Any]:

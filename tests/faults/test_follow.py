@@ -11,15 +11,14 @@ import os
 import random
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import asyncpg
 
 from chatledger import ChatLedger, SessionEvent
-from tests.program.run import start
-
-Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
+from tests.helpers.program import start
+from tests.helpers.sql import Connect
 
 SECONDS = 60 if os.environ.get("CHATLEDGER_TEST_TORTURE") else 4
 WRITERS = 4

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ import pytest
 
 from chatledger import ChatLedger, ChatMessage
 from chatledger.postgres.migrations import sql_folder
-from tests.program.run import run, start
-
-Psql = Callable[..., Awaitable[str]]
+from tests.helpers.program import run, start
+from tests.helpers.sql import Psql
 
 
 @pytest.fixture

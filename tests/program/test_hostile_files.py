@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from chatledger import ChatLedger
 from chatledger.transfer import import_lines
-from tests.database.helpers import examples
-from tests.program.run import run
+from tests.helpers.program import run
+from tests.helpers.properties import examples
 
 
 def line(session_id: str, **more: Any) -> bytes:

@@ -22,12 +22,12 @@ from chatledger.demo import writers
 from chatledger.demo.batches import make_writer
 from chatledger.demo.progress import Progress
 from chatledger.postgres.connections import connect, password_of
-from tests.client.openai_server import chunk as chunk_of
-from tests.database.helpers import until_waiting
-from tests.program.run import run
+from tests.helpers.openai_server import chunk as chunk_of
+from tests.helpers.program import run
+from tests.helpers.sql import until_waiting
 
 if TYPE_CHECKING:
-    from tests.database.helpers import Connect
+    from tests.helpers.sql import Connect
 
 PASSWORD = "open sesame"
 UNREADABLE_URLS = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,11 @@ import pytest
 
 from chatledger import migrate
 from chatledger.postgres.migrations import sql_folder
-from tests.client.test_migrations import dump
+from tests.helpers.schema import dump
+from tests.helpers.sql import Psql
 
-Psql = Callable[..., Awaitable[str]]
 if TYPE_CHECKING:
-    from tests.database.helpers import Connection
+    from tests.helpers.sql import Connection
 FOLDER = Path(__file__).parent
 LANDED = sorted(path.stem for path in FOLDER.glob("[0-9][0-9][0-9][0-9].sql"))
 

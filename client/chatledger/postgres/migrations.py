@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from chatledger.errors import from_postgres
+from chatledger.version import __version__
 
 if TYPE_CHECKING:
     from chatledger.postgres.functions import Connection
@@ -137,8 +138,6 @@ def _record(migration: Migration) -> str:
 
 def _guard() -> str:
     """Return the statement that refuses a database which this release must not touch."""
-    from chatledger.version import __version__
-
     known = ",\n            ".join(f"({m.number}, '{m.checksum}')" for m in migrations())
     return f"""do $guard$
 declare

@@ -4,49 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, DatabaseUnavailable, InvalidArgument, Settings, Usage
-from chatledger.postgres import functions
-
-Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
-
-
-def user(text: str) -> ChatMessage:
-    return ChatMessage(role="user", content=text)
-
-
-@asynccontextmanager
-async def answers_lost(
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    times: int = 1,
-    error: type[asyncpg.PostgresError] = asyncpg.ConnectionDoesNotExistError,
-    before: bool = False,
-) -> AsyncIterator[list[str]]:
-    """The first calls of an SQL function are committed, and their connection breaks before the answer arrives.
-
-    Or they are not, and it breaks before the call arrives, which looks the same from here.
-    """
-    real = getattr(functions, name)
-    lost: list[str] = []
-
-    async def call(connection: Any, *arguments: Any) -> Any:
-        answer = None if before and len(lost) < times else await real(connection, *arguments)
-        if len(lost) < times:
-            lost.append(name)
-            connection.terminate()
-            raise error("connection was closed in the middle of operation")
-        return answer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(functions, name, call)
-        yield lost
+from tests.helpers.lost_answers import answers_lost
+from tests.helpers.messages import user
+from tests.helpers.sql import Connect
 
 
 async def test_g3_an_append_whose_answer_got_lost_is_stored_once(

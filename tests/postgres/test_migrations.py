@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -11,24 +10,10 @@ import pytest
 
 from chatledger import MigrationError, migrate
 from chatledger.postgres.migrations import migrations, pending, plain_script, sql_folder
+from tests.helpers.schema import dump
+from tests.helpers.sql import Psql
 
-Psql = Callable[..., Awaitable[str]]
 INSTALL = f"\\i '{sql_folder() / 'install.sql'}'"
-
-
-async def dump(bin_dir: Path, url: str) -> str:
-    """The schema with its privileges, and the migrations it has had."""
-    process = await asyncio.create_subprocess_exec(
-        bin_dir / "pg_dump", "--schema=chatledger", "--schema-only", url, stdout=asyncio.subprocess.PIPE
-    )
-    schema, _ = await process.communicate()
-    assert process.returncode == 0
-    connection = await asyncpg.connect(url)
-    applied = await connection.fetch("select number, name, checksum from chatledger.migrations order by number")
-    await connection.close()
-    # pg_dump adds a random key to each dump.
-    lines = [line for line in schema.decode().splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
-    return "\n".join([*lines, *map(str, applied)])
 
 
 async def test_psql_and_python_give_the_same_schema(

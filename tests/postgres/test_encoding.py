@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chatledger import ChatMessage, InvalidArgument, InvalidMessage
 from chatledger.postgres.encoding import clean_text, encode_json, encode_message, encode_object
-from tests.database.helpers import examples
+from tests.helpers.properties import examples
 
 any_text = st.text(st.characters())  # lone surrogates and NUL included
 any_json = st.recursive(

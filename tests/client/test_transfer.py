@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import pytest
 
 from chatledger import ChatLedger, ChatMessage, MigrationError
 from chatledger.transfer import export_sessions, import_lines
+from tests.helpers.messages import call
+from tests.helpers.sql import Psql
 
-Psql = Callable[..., Awaitable[str]]
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,7 +66,7 @@ async def test_real_conversations_by_eight_importers_at_once(
 
 
 async def program(database_url: str, *arguments: str) -> asyncio.subprocess.Process:
-    from tests.program.run import start
+    from tests.helpers.program import start
 
     return await start(database_url, *arguments)
 
@@ -114,10 +114,6 @@ async def test_whatever_went_in_comes_out(ledger: ChatLedger) -> None:
     }
     await import_lines(ledger, lines(sent))
     assert (await exported(ledger)) == {"s1": sent}
-
-
-def call(call_id: str) -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 async def test_what_was_written_through_the_client_comes_out_and_in_again(ledger: ChatLedger) -> None:

@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,16 @@ from chatledger import (
     embedded,
     migrate,
 )
-from chatledger.following.follower import Listener, _Follower
+from chatledger.following.follower import Listener
 from chatledger.postgres import functions
-
-Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
-Psql = Callable[..., Awaitable[str]]
-Events = AsyncGenerator[SessionEvent, None]
-HANGS = 120  # seconds, far more than anything here takes
-LISTENING = "datname = current_database() and query ~* '^(un)?listen'"
-
-
-def user(text: str = "hi") -> ChatMessage:
-    return ChatMessage(role="user", content=text, message_id=text)
+from tests.helpers.following import LISTENING, Events, followers_of, gone, listener_of, waiting_for_next
+from tests.helpers.messages import user
+from tests.helpers.sql import Connect, Psql
+from tests.helpers.waiting import HANGS, until
 
 
 def users(start: int, stop: int) -> list[ChatMessage]:
-    return [user(str(number)) for number in range(start, stop)]
+    return [user(str(number), message_id=str(number)) for number in range(start, stop)]
 
 
 async def take(events: Events, count: int = 1) -> list[SessionEvent]:
@@ -54,42 +48,6 @@ async def take(events: Events, count: int = 1) -> list[SessionEvent]:
 
 def told(events: list[SessionEvent]) -> list[tuple[str, int | None]]:
     return [(event.kind, event.sequence) for event in events]
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(HANGS):
-        while not (await found if isinstance(found := condition(), Awaitable) else found):
-            await asyncio.sleep(0.005)
-
-
-def listener_of(ledger: ChatLedger) -> Listener:
-    assert ledger._listener is not None
-    return ledger._listener
-
-
-def followers_of(ledger: ChatLedger) -> list[_Follower]:
-    """Give those that have asked for notifications: none, while the first one is still about to."""
-    if ledger._listener is None:
-        return []
-    return [follower for followers in ledger._listener._followers.values() for follower in followers]
-
-
-@asynccontextmanager
-async def waiting_for_next(ledger: ChatLedger, *followed: Events) -> AsyncIterator[list[asyncio.Task[SessionEvent]]]:
-    """Take the next event of each, in tasks that only a notification can wake before half a minute is over."""
-    tasks = [asyncio.create_task(anext(events)) for events in followed]
-    await until(lambda: len(followers_of(ledger)) == len(followed))
-    await until(lambda: all(map(listener_of(ledger).hears, listener_of(ledger)._followers)))
-    followers = followers_of(ledger)
-    for _ in range(2):  # one that was polling looks once more, then counts on notifications
-        listener_of(ledger)._wake_all()
-        await until(lambda: all(one.wake._waiters and not one.wake.is_set() for one in followers))
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 async def result(task: asyncio.Task[SessionEvent]) -> tuple[str, int | None]:
@@ -358,10 +316,6 @@ async def test_many_sessions_are_followed_over_one_connection(
     for events in followers[:2]:
         await events.aclose()
     await until(lambda: gone(connection))
-
-
-async def gone(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
-    return not await connection.fetchval(f"select count(*) from pg_stat_activity where {LISTENING}")
 
 
 async def test_leaving_the_loop_ends_it(

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, settings
 
 from chatledger import ChatLedger, ChatSession, Settings
 from chatledger.cache.link import CachedSession, SessionCache
 from chatledger.cache.read_through import read_through
 from chatledger.postgres import functions
 from chatledger.transfer import export_sessions
-
-if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record]
-    Connect = Callable[[], Awaitable[Connection]]
-    ConnectAs = Callable[[str], Awaitable[Connection]]
-    Psql = Callable[..., Awaitable[str]]
+from tests.helpers.messages import call as call
 
 Json = dict[str, Any]
-
-# For properties: the same examples on every run, no files left behind. The examples of a test share its database, so
-# each takes a session of its own. CHATLEDGER_TEST_TORTURE=1: many more, other ones on every run; what fails prints the
-# seed that repeats it.
-TORTURE = os.environ.get("CHATLEDGER_TEST_TORTURE") == "1"
-examples = settings(
-    max_examples=1000 if TORTURE else 60,
-    derandomize=not TORTURE,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+# What fixtures give.
+Connect = Callable[[], Awaitable[Connection]]
+ConnectAs = Callable[[str], Awaitable[Connection]]
+Psql = Callable[..., Awaitable[str]]
 
 # Messages
 
@@ -53,10 +39,6 @@ def assistant(message_id: str, *calls: Json, **more: Any) -> Json:
 
 def tool(message_id: str, call_id: str, **more: Any) -> Json:
     return {"message_id": message_id, "role": "tool", "content": "42", "tool_call_id": call_id, **more}
-
-
-def call(call_id: str, name: str = "search") -> Json:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": "{}"}}
 
 
 def users(count: int, prefix: str = "m") -> list[Json]:

@@ -1,6 +1,6 @@
 """A chat completions API that plays recordings: the model of a request says which one is streamed.
 
-python -m tests.client.openai_server    prints its base URL and serves until its standard input ends
+python -m tests.helpers.openai_server    prints its base URL and serves until its standard input ends
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from chatledger.models.changes import changes_of
 from chatledger.models.header import SessionHeader
 from chatledger.models.saves import Outcome, SaveQueue, SessionSave
 from chatledger.saving import _prepare
-from tests.database.helpers import examples
+from tests.helpers.properties import examples
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

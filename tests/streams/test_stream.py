@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -19,7 +19,6 @@ from chatledger import (
     ChatLedger,
     ChatLedgerError,
     ChatMessage,
-    ChatSession,
     InvalidArgument,
     InvalidMessage,
     MessageNotFound,
@@ -32,11 +31,12 @@ from chatledger import (
     Usage,
 )
 from chatledger.postgres import functions
-from tests.client.openai_server import TEXT, USAGE, OpenAIServer, openai_server
-from tests.client.openai_server import chunk as chunk_of
-from tests.client.test_retries import answers_lost
-
-Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
+from tests.helpers.lost_answers import answers_lost
+from tests.helpers.openai_server import TEXT, USAGE, OpenAIServer, openai_server
+from tests.helpers.openai_server import chunk as chunk_of
+from tests.helpers.sessions import load
+from tests.helpers.sql import Connect, until_waiting
+from tests.helpers.waiting import until
 
 BROKEN_OFF = (APIConnectionError, httpx.TransportError)  # older releases of openai let httpx's error through
 INTERRUPTED = {"interrupted": True}
@@ -83,12 +83,6 @@ async def answer(stream: Stream, openai: AsyncOpenAI, recording: str) -> None:
         await stream.feed(chunk)
 
 
-async def load(ledger: ChatLedger, session_id: str) -> ChatSession:
-    session = await ledger.get_session(session_id)
-    assert session is not None
-    return session
-
-
 async def answers(ledger: ChatLedger, session_id: str) -> list[ChatMessage]:
     """The messages behind the user's question."""
     return (await load(ledger, session_id)).messages[1:]
@@ -98,12 +92,6 @@ def said(message: ChatMessage) -> dict[str, Any]:
     """What a message says, without its id and place."""
     place = {"message_id", "sequence", "created_at", "amended_version"}
     return {key: value for key, value in message.model_dump(exclude=place).items() if value not in (None, {})}
-
-
-async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.005)
 
 
 async def until_saved(ledger: ChatLedger, session_id: str, text: str) -> None:
@@ -117,15 +105,6 @@ async def too_long() -> None:
     """Wait to be cancelled."""
     async with asyncio.timeout(30):
         await asyncio.Event().wait()
-
-
-async def until_waiting(watcher: asyncpg.Connection[asyncpg.Record]) -> None:
-    async def is_waiting() -> Any:
-        return await watcher.fetchval(
-            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-        )
-
-    await until(is_waiting)
 
 
 async def until_renewed(watcher: functions.Connection) -> None:

@@ -25,22 +25,15 @@ from chatledger.models.openai_format import (
     merge_consecutive_assistant_messages,
     to_openai_messages,
 )
-from tests.database.helpers import TORTURE, examples
+from tests.helpers.messages import call, user
+from tests.helpers.properties import TORTURE, examples
 
 Dicts = list[dict[str, Any]]
-
-
-def user(text: str) -> ChatMessage:
-    return ChatMessage(role="user", content=text)
 
 
 def says(text: str | None, *calls: dict[str, Any], **fields: Any) -> ChatMessage:
     body = {"role": "assistant", "content": text, "tool_calls": list(calls) or None}
     return ChatMessage.model_validate(body | fields)
-
-
-def call(call_id: str, name: str = "f") -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": "{}"}}
 
 
 def result(call_id: str, text: str) -> ChatMessage:
@@ -167,7 +160,7 @@ def test_missing_content_of_an_assistant_message_is_none_only_beside_calls() -> 
 def test_calls_get_the_type_and_the_arguments_that_the_api_asks_for() -> None:
     custom = {"id": "c2", "custom": {"name": "sql", "input": "select 1"}}
     [message, *_] = sent([says(None, {"id": "c1", "function": {"name": "f"}}, custom, function_call={"name": "g"})])
-    assert message["tool_calls"] == [call("c1"), custom | {"type": "custom"}]
+    assert message["tool_calls"] == [call("c1", "f"), custom | {"type": "custom"}]
     assert message["function_call"] == {"name": "g", "arguments": "{}"}
 
 

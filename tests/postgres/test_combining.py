@@ -13,22 +13,18 @@ from chatledger import (
     AppendReceipt,
     ChatLedger,
     ChatLedgerError,
-    ChatMessage,
     DatabaseUnavailable,
     InvalidMessage,
     MessageIdConflict,
     SessionNotFound,
 )
 from chatledger.postgres import functions
+from tests.helpers.messages import user
 
 if TYPE_CHECKING:
     import asyncpg
 
     Connection = asyncpg.Connection[asyncpg.Record]
-
-
-def user(text: str, **more: Any) -> ChatMessage:
-    return ChatMessage(role="user", content=text, **more)
 
 
 @pytest.fixture
