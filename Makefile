@@ -42,7 +42,7 @@ bench: .venv/bench-ready
 bench-peers: .venv/bench-ready
 	$(BIN)/python -m bench.peers
 
-# Writes db/install.sql anew, after a file was added to db/ or a new migration was edited.
+# Writes db/install.sql anew, after a file was added to db/ or a migration was edited.
 install-sql: .venv/ready
 	$(BIN)/python -c "from chatledger.postgres.migrations import psql_script; print(psql_script(), end='')" > install.sql.new
 	mv install.sql.new db/install.sql

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from chatledger.embedded import EmbeddedServers
 
 TITLE = "What each part of an append costs"
-_CHECK = (" and chatledger.is_storable(input.message)", "")
+_CHECK = (" and chatledger_internal.is_storable(input.message)", "")
 _CONFLICT = ("on conflict (session_id, message_id) do nothing", "")
 _RECEIPTS = ("            return next;\n", "")
-_KEYS = ("chatledger.message_columns(", "chatledger.known_columns(")
+_KEYS = ("chatledger_internal.message_columns(", "chatledger.known_columns(")
 VARIANTS = {
     "without the check that each is a message": (_CHECK,),
     "without `on conflict`: a retry fails": (_CONFLICT,),
@@ -51,7 +51,7 @@ def variant(name: str, parts: tuple[tuple[str, str], ...]) -> str:
 
 
 def _sql(name: str) -> str:
-    return (sql_folder() / "functions" / f"{name}.sql").read_text()
+    return next((sql_folder() / "functions").rglob(f"{name}.sql")).read_text()
 
 
 def _replaced(text: str, part: str, instead: str) -> str:

@@ -22,7 +22,7 @@ begin
         v_release := chatledger.version();
     end if;
     if string_to_array(v_release, '.')::integer[] > string_to_array('0.1.0', '.')::integer[]
-        or exists (select from chatledger.migrations where number > 3)
+        or exists (select from chatledger.migrations where number > 1)
     then
         raise exception using errcode = 'CL012',
             message = format('the database has release %s, newer than this chatledger (0.1.0)', v_release),
@@ -31,9 +31,7 @@ begin
     select applied.name into v_changed
     from chatledger.migrations as applied
     join (values
-            (1, 'd280c72f8d45fea8516795e6ae4061b4080c3b900282d0ea3bacc0b207132193'),
-            (2, 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083'),
-            (3, '681e2bf80b9364ea6203d422bd5407c0682d861e319782944e92408d3cbb152d')
+            (1, '6cc2f8eb20a109a696b954af814fc89e39faec7b522ec264a0b2ff4e9177598b')
     ) as known (number, checksum) using (number)
     where applied.checksum <> known.checksum;
     if found then
@@ -47,65 +45,54 @@ select to_regclass('chatledger.migrations') is null as pending \gset
 \if :pending
 \ir migrations/0001_ledger.sql
 insert into chatledger.migrations (number, name, checksum)
-values (1, '0001_ledger', 'd280c72f8d45fea8516795e6ae4061b4080c3b900282d0ea3bacc0b207132193');
+values (1, '0001_ledger', '6cc2f8eb20a109a696b954af814fc89e39faec7b522ec264a0b2ff4e9177598b');
 \endif
-select not exists (select from chatledger.migrations where number = 2) as pending \gset
-\if :pending
-\ir migrations/0002_streams.sql
-insert into chatledger.migrations (number, name, checksum)
-values (2, '0002_streams', 'a97db302ae0129c4428b7547f607f8250732569a740d95abd9eb523470916083');
-\endif
-select not exists (select from chatledger.migrations where number = 3) as pending \gset
-\if :pending
-\ir migrations/0003_following.sql
-insert into chatledger.migrations (number, name, checksum)
-values (3, '0003_following', '681e2bf80b9364ea6203d422bd5407c0682d861e319782944e92408d3cbb152d');
-\endif
+\ir access.sql
+\ir functions/internal/apply_amendment.sql
+\ir functions/internal/apply_changes.sql
+\ir functions/internal/check_changes.sql
+\ir functions/internal/check_messages.sql
+\ir functions/internal/check_ttl.sql
+\ir functions/internal/extra_with_nulls.sql
+\ir functions/internal/header_of.sql
+\ir functions/internal/is_storable.sql
+\ir functions/internal/is_visible.sql
+\ir functions/internal/json_problem.sql
+\ir functions/internal/lock_session.sql
+\ir functions/internal/merge_keys.sql
+\ir functions/internal/message_columns.sql
+\ir functions/internal/message_hash.sql
+\ir functions/internal/message_problem.sql
+\ir functions/internal/notify_followers.sql
+\ir functions/internal/page_start.sql
+\ir functions/internal/patched_body.sql
+\ir functions/internal/raise_amended_since.sql
+\ir functions/internal/raise_invalid_argument.sql
+\ir functions/internal/raise_sequence_conflict.sql
+\ir functions/internal/raise_session_not_found.sql
+\ir functions/internal/same_value.sql
+\ir functions/internal/session_channel.sql
+\ir functions/internal/store_amended.sql
+\ir functions/internal/store_header.sql
+\ir functions/internal/stored_message.sql
 \ir functions/add_tool_call.sql
 \ir functions/amend_message.sql
 \ir functions/append_messages.sql
-\ir functions/apply_amendment.sql
-\ir functions/apply_changes.sql
 \ir functions/begin_stream.sql
-\ir functions/check_changes.sql
-\ir functions/check_messages.sql
-\ir functions/check_ttl.sql
 \ir functions/create_session.sql
 \ir functions/delete_session.sql
 \ir functions/end_stream.sql
-\ir functions/extra_with_nulls.sql
 \ir functions/follow_session.sql
 \ir functions/fork_session.sql
 \ir functions/get_messages.sql
-\ir functions/header_of.sql
-\ir functions/is_storable.sql
-\ir functions/is_visible.sql
-\ir functions/json_problem.sql
 \ir functions/list_sessions.sql
-\ir functions/lock_session.sql
-\ir functions/merge_keys.sql
 \ir functions/message_body.sql
-\ir functions/message_columns.sql
-\ir functions/message_hash.sql
-\ir functions/message_problem.sql
-\ir functions/notify_followers.sql
-\ir functions/page_start.sql
-\ir functions/patched_body.sql
 \ir functions/purge_sessions.sql
-\ir functions/raise_amended_since.sql
-\ir functions/raise_invalid_argument.sql
-\ir functions/raise_sequence_conflict.sql
-\ir functions/raise_session_not_found.sql
 \ir functions/read_session.sql
 \ir functions/record_usage.sql
 \ir functions/renew_stream.sql
-\ir functions/same_value.sql
 \ir functions/save_session.sql
-\ir functions/session_channel.sql
 \ir functions/status.sql
-\ir functions/store_amended.sql
-\ir functions/store_header.sql
-\ir functions/stored_message.sql
 \ir functions/truncate_session.sql
 \ir functions/update_session.sql
 \ir functions/verify_session.sql

@@ -33,7 +33,7 @@ declare
     v_problem text[];
     v_call_id text := p_tool_call ->> 'id';
 begin
-    v_problem := chatledger.message_problem(jsonb_build_object('role', 'assistant',
+    v_problem := chatledger_internal.message_problem(jsonb_build_object('role', 'assistant',
         'tool_calls', jsonb_build_array(p_tool_call)));
     if v_problem is not null then
         raise exception using
@@ -43,10 +43,10 @@ begin
             hint = 'Nothing was stored. A tool call has an id and a function with a name.';
     end if;
     if char_length(v_call_id) > 255 then
-        perform chatledger.raise_invalid_argument('tool_call.id', 'must have 1 to 255 characters');
+        perform chatledger_internal.raise_invalid_argument('tool_call.id', 'must have 1 to 255 characters');
     end if;
 
-    v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id, p_fence);
 
     -- Added before, be it many turns ago: the same answer again.
     select m.* into v_message
@@ -86,7 +86,7 @@ begin
         v_body := chatledger.message_body(v_holder);
         v_body := v_body || jsonb_build_object('tool_calls',
             coalesce(nullif(v_body -> 'tool_calls', 'null'), '[]') || jsonb_build_array(p_tool_call));
-        perform chatledger.store_amended(v_holder, v_body);
+        perform chatledger_internal.store_amended(v_holder, v_body);
     end if;
 
     insert into chatledger.added_tool_calls (session_id, tool_call_id, sequence)

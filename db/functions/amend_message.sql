@@ -34,16 +34,16 @@ declare
     v_patched jsonb;
 begin
     if jsonb_typeof(p_patch) is distinct from 'object' then
-        perform chatledger.raise_invalid_argument('patch', 'must be a JSON object');
+        perform chatledger_internal.raise_invalid_argument('patch', 'must be a JSON object');
     end if;
     if p_patch ?| '{message_id,role}' then
-        perform chatledger.raise_invalid_argument('patch', 'cannot change message_id or role');
+        perform chatledger_internal.raise_invalid_argument('patch', 'cannot change message_id or role');
     end if;
 
-    v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
-    v_message := chatledger.stored_message(p_session_id, p_message_id);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id, p_fence);
+    v_message := chatledger_internal.stored_message(p_session_id, p_message_id);
     v_body := chatledger.message_body(v_message);
-    v_patched := chatledger.patched_body(v_body, p_patch);
+    v_patched := chatledger_internal.patched_body(v_body, p_patch);
 
     -- Already so: a retry, or somebody had the same wish. Nothing is lost, so nothing is refused.
     if v_patched = v_body then
@@ -51,11 +51,11 @@ begin
         return;
     end if;
     if v_message.amended_version > p_expected_version then
-        perform chatledger.raise_amended_since(v_message, p_expected_version);
+        perform chatledger_internal.raise_amended_since(v_message, p_expected_version);
     end if;
 
     return query
-        select v_message.message_id, v_message.sequence, chatledger.store_amended(v_message, v_patched), true;
+        select v_message.message_id, v_message.sequence, chatledger_internal.store_amended(v_message, v_patched), true;
 end
 $function$;
 

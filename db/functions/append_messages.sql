@@ -43,7 +43,7 @@ declare
     v_message       jsonb;
 begin
     if array_ndims(p_messages) is distinct from 1 then
-        perform chatledger.check_messages(p_messages);
+        perform chatledger_internal.check_messages(p_messages);
         return;  -- An empty array.
     end if;
 
@@ -52,14 +52,14 @@ begin
     select s.next_sequence, s.updated_at, s.watched_until
     into v_first, v_updated_at, v_watched_until
     from chatledger.sessions as s
-    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id) and p_fence is null
+    where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id) and p_fence is null
     for no key update;
     if not found then
         -- Bad messages come first among the refusals.
-        perform chatledger.check_messages(p_messages);
+        perform chatledger_internal.check_messages(p_messages);
         select s.next_sequence, s.updated_at, s.watched_until
         into v_first, v_updated_at, v_watched_until
-        from chatledger.lock_session(p_session_id, p_user_id, p_fence) as s;
+        from chatledger_internal.lock_session(p_session_id, p_user_id, p_fence) as s;
     end if;
 
     -- Never before the last write, also when the clock stepped back.
@@ -75,15 +75,15 @@ begin
             field.content_parts, field.name, field.tool_call_id, field.refusal, field.tool_calls, field.function_call,
             field.metadata, field.duration_ms, field.extra, v_now
         from unnest(v_new) with ordinality as input (message, position)
-        cross join lateral chatledger.message_columns(input.message) as field
-        where input.message ? 'message_id' and chatledger.is_storable(input.message)
+        cross join lateral chatledger_internal.message_columns(input.message) as field
+        where input.message ? 'message_id' and chatledger_internal.is_storable(input.message)
         on conflict (session_id, message_id) do nothing;
         get diagnostics v_inserted = row_count;
         exit when v_inserted = cardinality(v_new);
 
         -- Some cannot be stored, which ends it; or have no id; or are stored already, or come twice in this batch. Take the
         -- others back, since they would leave gaps, and go on with only what is new.
-        perform chatledger.check_messages(p_messages);
+        perform chatledger_internal.check_messages(p_messages);
         if v_inserted > 0 then
             delete from chatledger.messages as m
             where m.session_id = p_session_id and m.sequence >= v_first
@@ -103,7 +103,7 @@ begin
         from (
             select input.message ->> 'message_id' as id, input.position, body, first_value(body) over same_id as first_body
             from unnest(p_messages) with ordinality as input (message, position)
-            cross join lateral chatledger.merge_keys('{}', input.message - 'message_id') as body
+            cross join lateral chatledger_internal.merge_keys('{}', input.message - 'message_id') as body
             window same_id as (partition by input.message ->> 'message_id' order by input.position)
         ) as repeated
         left join lateral (
@@ -115,8 +115,8 @@ begin
         where case
             when stored.body is null then repeated.first_body <> repeated.body
             -- As it was appended, or as it was amended since: a stale copy may hold either.
-            else (stored.removed or chatledger.merge_keys('{}', stored.body) <> repeated.body)
-                and stored.original_hash is distinct from chatledger.message_hash(repeated.body)
+            else (stored.removed or chatledger_internal.merge_keys('{}', stored.body) <> repeated.body)
+                and stored.original_hash is distinct from chatledger_internal.message_hash(repeated.body)
         end
         order by repeated.position
         limit 1;
@@ -147,7 +147,7 @@ begin
     if v_inserted > 0 then
         -- Only now, when something new was stored: the retry of an append that went through must not conflict with itself.
         if p_expected_sequence <> v_first then
-            perform chatledger.raise_sequence_conflict(s, p_expected_sequence)
+            perform chatledger_internal.raise_sequence_conflict(s, p_expected_sequence)
             from chatledger.sessions as s
             where s.id = p_session_id;
         end if;
@@ -157,7 +157,7 @@ begin
         where s.id = p_session_id
         returning s.version into v_version;
         if v_watched_until is not null then  -- spares the call where nobody ever followed
-            perform chatledger.notify_followers(p_session_id, v_watched_until, v_version);
+            perform chatledger_internal.notify_followers(p_session_id, v_watched_until, v_version);
         end if;
     end if;
 

@@ -42,17 +42,17 @@ declare
     v_now     timestamptz;
 begin
     if p_owner is null or char_length(p_owner) not between 1 and 255 then
-        perform chatledger.raise_invalid_argument('owner', 'must have 1 to 255 characters');
+        perform chatledger_internal.raise_invalid_argument('owner', 'must have 1 to 255 characters');
     end if;
     if char_length(p_stream_id) not between 1 and 255 then
-        perform chatledger.raise_invalid_argument('stream_id', 'must have 1 to 255 characters, or be null');
+        perform chatledger_internal.raise_invalid_argument('stream_id', 'must have 1 to 255 characters, or be null');
     end if;
     if p_max_streams < 1 then
-        perform chatledger.raise_invalid_argument('max_streams', 'must be 1 or more, or null for no limit');
+        perform chatledger_internal.raise_invalid_argument('max_streams', 'must be 1 or more, or null for no limit');
     end if;
-    perform chatledger.check_ttl(p_ttl);
+    perform chatledger_internal.check_ttl(p_ttl);
 
-    v_session := chatledger.lock_session(p_session_id, p_user_id);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id);
     v_now := clock_timestamp();
 
     if v_session.stream_expires_at > v_now and v_session.stream_id = p_stream_id then

@@ -21,16 +21,16 @@ declare
     v_now     timestamptz := clock_timestamp();
 begin
     if p_session_id is null or char_length(p_session_id) not between 1 and 255 then
-        perform chatledger.raise_session_not_found(p_session_id);
+        perform chatledger_internal.raise_session_not_found(p_session_id);
     end if;
     if char_length(p_user_id) not between 1 and 255 then
-        perform chatledger.raise_invalid_argument('user_id', 'must have 1 to 255 characters, or be null');
+        perform chatledger_internal.raise_invalid_argument('user_id', 'must have 1 to 255 characters, or be null');
     end if;
     if jsonb_typeof(p_metadata) <> 'object' then
-        perform chatledger.raise_invalid_argument('metadata', 'must be a JSON object');
+        perform chatledger_internal.raise_invalid_argument('metadata', 'must be a JSON object');
     end if;
-    if chatledger.json_problem(p_metadata) is not null then
-        perform chatledger.raise_invalid_argument('metadata', chatledger.json_problem(p_metadata));
+    if chatledger_internal.json_problem(p_metadata) is not null then
+        perform chatledger_internal.raise_invalid_argument('metadata', chatledger_internal.json_problem(p_metadata));
     end if;
 
     insert into chatledger.sessions as s (id, user_id, title, metadata, status, created_at, updated_at)
@@ -41,13 +41,13 @@ begin
     if not found then
         select s.* into v_session
         from chatledger.sessions as s
-        where s.id = p_session_id and chatledger.is_visible(s.deleted_at, null, null)
+        where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, null, null)
             and s.user_id is not distinct from p_user_id;
         if not found then
-            perform chatledger.raise_session_not_found(p_session_id);
+            perform chatledger_internal.raise_session_not_found(p_session_id);
         end if;
     end if;
-    return chatledger.header_of(v_session);
+    return chatledger_internal.header_of(v_session);
 end
 $function$;
 

@@ -24,12 +24,12 @@ begin
         cache_read_tokens = 0, cache_creation_tokens = 0, reasoning_tokens = 0, forked_from = null,
         forked_at = null, stream_id = null, stream_owner = null, stream_began_at = null,
         stream_expires_at = null
-    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id)
+    where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id)
     returning s.version, s.watched_until into v_version, v_watched;
     if not found then
         return false;
     end if;
-    perform chatledger.notify_followers(p_session_id, v_watched, v_version);
+    perform chatledger_internal.notify_followers(p_session_id, v_watched, v_version);
 
     delete from chatledger.messages as m where m.session_id = p_session_id;
     delete from chatledger.usage_records as u where u.session_id = p_session_id;

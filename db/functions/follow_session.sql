@@ -33,14 +33,14 @@ declare
 begin
     -- An upper limit, so that nobody makes every write of a session notify for good.
     if p_ttl is null or p_ttl not between interval '1 millisecond' and interval '1 hour' then
-        perform chatledger.raise_invalid_argument('ttl', 'must be an interval from 1 millisecond to 1 hour');
+        perform chatledger_internal.raise_invalid_argument('ttl', 'must be an interval from 1 millisecond to 1 hour');
     end if;
 
     select s.* into v_session
     from chatledger.sessions as s
-    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id);
+    where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id);
     if not found then
-        perform chatledger.raise_session_not_found(p_session_id);
+        perform chatledger_internal.raise_session_not_found(p_session_id);
     end if;
 
     if coalesce(v_session.watched_until, '-infinity') < v_now + p_ttl / 2 then
@@ -54,7 +54,7 @@ begin
         returning s.watched_until into v_watched;
     end if;
 
-    channel := chatledger.session_channel(p_session_id);
+    channel := chatledger_internal.session_channel(p_session_id);
     watched_for := greatest(coalesce(v_watched, v_session.watched_until) - v_now, interval '0');
     if coalesce(p_echo, false) then
         perform pg_notify(channel, v_session.version::text);

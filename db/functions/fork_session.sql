@@ -26,14 +26,14 @@ declare
     v_count   integer;
 begin
     if p_new_session_id is null or char_length(p_new_session_id) not between 1 and 255 then
-        perform chatledger.raise_invalid_argument('new_session_id', 'must have 1 to 255 characters');
+        perform chatledger_internal.raise_invalid_argument('new_session_id', 'must have 1 to 255 characters');
     end if;
     if p_at_sequence < 0 then
-        perform chatledger.raise_invalid_argument('at_sequence', 'must be 0 or more, or null for the whole session');
+        perform chatledger_internal.raise_invalid_argument('at_sequence', 'must be 0 or more, or null for the whole session');
     end if;
 
     -- The lock keeps header and messages of one moment.
-    v_session := chatledger.lock_session(p_session_id, p_user_id);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id);
 
     insert into chatledger.sessions as s (
         id, user_id, title, metadata, status, forked_from, forked_at, created_at, updated_at)
@@ -46,7 +46,7 @@ begin
     if not found then
         select s.* into v_fork
         from chatledger.sessions as s
-        where s.id = p_new_session_id and chatledger.is_visible(s.deleted_at, null, null) and s.forked_from = p_session_id
+        where s.id = p_new_session_id and chatledger_internal.is_visible(s.deleted_at, null, null) and s.forked_from = p_session_id
             and s.forked_at is not distinct from p_at_sequence
             -- Not a fork of another user's session that had this id before it was purged.
             and s.user_id is not distinct from v_session.user_id;
@@ -57,7 +57,7 @@ begin
                 detail = jsonb_build_object('session_id', p_new_session_id)::text,
                 hint = 'Nothing was stored. Choose a new id for the fork.';
         end if;
-        return chatledger.header_of(v_fork);
+        return chatledger_internal.header_of(v_fork);
     end if;
 
     insert into chatledger.messages (
@@ -74,7 +74,7 @@ begin
     set next_sequence = v_count
     where s.id = p_new_session_id
     returning s.* into v_fork;
-    return chatledger.header_of(v_fork);
+    return chatledger_internal.header_of(v_fork);
 end
 $function$;
 

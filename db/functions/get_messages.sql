@@ -34,17 +34,17 @@ declare
     v_end   bigint;
 begin
     if p_limit < 1 then
-        perform chatledger.raise_invalid_argument('limit', 'must be 1 or more, or null for all');
+        perform chatledger_internal.raise_invalid_argument('limit', 'must be 1 or more, or null for all');
     end if;
     if not exists (
         select from chatledger.sessions as s
-        where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id))
+        where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id))
     then
-        perform chatledger.raise_session_not_found(p_session_id);
+        perform chatledger_internal.raise_session_not_found(p_session_id);
     end if;
 
     if p_after is null then
-        v_start := chatledger.page_start(p_session_id, p_before, p_limit);
+        v_start := chatledger_internal.page_start(p_session_id, p_before, p_limit);
     else
         v_start := greatest(p_after, -1)::bigint + 1;
         if p_limit is not null then

@@ -36,11 +36,11 @@ declare
     v_hour    timestamptz := 'infinity';
 begin
     if p_limit is null or p_limit not between 1 and 1000 then
-        perform chatledger.raise_invalid_argument('limit', 'must be from 1 to 1000');
+        perform chatledger_internal.raise_invalid_argument('limit', 'must be from 1 to 1000');
     end if;
     if p_cursor is not null then
         if p_cursor !~ '^[tf]/[0-9]{1,17}/.' then
-            perform chatledger.raise_invalid_argument('cursor', 'is not one that list_sessions returned');
+            perform chatledger_internal.raise_invalid_argument('cursor', 'is not one that list_sessions returned');
         end if;
         v_pinned := left(p_cursor, 1) = 't';
         v_updated := timestamptz 'epoch' + split_part(p_cursor, '/', 2)::bigint * interval '1 microsecond';
@@ -65,7 +65,7 @@ begin
                 order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
                 limit p_limit
             ) as page
-            cross join lateral chatledger.header_of(page.session) as header
+            cross join lateral chatledger_internal.header_of(page.session) as header
             order by header.pinned desc, header.updated_at desc, header.session_id collate "C" desc;
     else
         return query
@@ -82,7 +82,7 @@ begin
                 order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
                 limit p_limit
             ) as page
-            cross join lateral chatledger.header_of(page.session) as header
+            cross join lateral chatledger_internal.header_of(page.session) as header
             order by header.pinned desc, header.updated_at desc, header.session_id collate "C" desc;
     end if;
 end

@@ -18,10 +18,10 @@ declare
     v_purged integer;
 begin
     if p_older_than is null or p_older_than not between interval '0' and interval '1000 years' then
-        perform chatledger.raise_invalid_argument('older_than', 'must be an interval from 0 to 1000 years');
+        perform chatledger_internal.raise_invalid_argument('older_than', 'must be an interval from 0 to 1000 years');
     end if;
     if p_limit is null or p_limit not between 1 and 100000 then
-        perform chatledger.raise_invalid_argument('limit', 'must be from 1 to 100000');
+        perform chatledger_internal.raise_invalid_argument('limit', 'must be from 1 to 100000');
     end if;
 
     v_before := clock_timestamp() - p_older_than;

@@ -40,24 +40,24 @@ declare
     v_start   integer := coalesce(p_since_sequence, 0);
 begin
     if p_last < 1 then
-        perform chatledger.raise_invalid_argument('last', 'must be 1 or more, or null for all');
+        perform chatledger_internal.raise_invalid_argument('last', 'must be 1 or more, or null for all');
     end if;
     if p_limit < 1 then
-        perform chatledger.raise_invalid_argument('limit', 'must be 1 or more, or null for all');
+        perform chatledger_internal.raise_invalid_argument('limit', 'must be 1 or more, or null for all');
     end if;
     if p_since_version is not null and p_since_sequence is null then
-        perform chatledger.raise_invalid_argument('since_version', 'needs since_sequence');
+        perform chatledger_internal.raise_invalid_argument('since_version', 'needs since_sequence');
     end if;
 
     select s.* into v_session
     from chatledger.sessions as s
-    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id);
+    where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id);
     if not found then
         return;
     end if;
 
     return query
-        select to_jsonb(chatledger.header_of(v_session)) || jsonb_build_object('usage', (
+        select to_jsonb(chatledger_internal.header_of(v_session)) || jsonb_build_object('usage', (
                 select coalesce(jsonb_agg(u.details || jsonb_build_object(
                     'usage_id', u.usage_id, 'prompt_tokens', u.prompt_tokens, 'completion_tokens', u.completion_tokens,
                     'total_tokens', u.total_tokens, 'cache_read_tokens', u.cache_read_tokens,
@@ -82,7 +82,7 @@ begin
             order by m.sequence;
     end if;
     if p_last is not null then
-        v_start := greatest(v_start, chatledger.page_start(p_session_id, null, p_last));
+        v_start := greatest(v_start, chatledger_internal.page_start(p_session_id, null, p_last));
     end if;
 
     return query

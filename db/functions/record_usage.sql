@@ -33,24 +33,24 @@ declare
     v_total   numeric := coalesce(p_total_tokens, p_prompt_tokens::numeric + p_completion_tokens);
 begin
     if p_usage_id is null or char_length(p_usage_id) not between 1 and 255 then
-        perform chatledger.raise_invalid_argument('usage_id', 'must have 1 to 255 characters');
+        perform chatledger_internal.raise_invalid_argument('usage_id', 'must have 1 to 255 characters');
     end if;
     if p_prompt_tokens is null or p_completion_tokens is null
         or least(p_prompt_tokens, p_completion_tokens, v_total) < 0
         or greatest(p_prompt_tokens, p_completion_tokens, v_total) > 1000000000000
     then
-        perform chatledger.raise_invalid_argument('tokens', 'must be whole numbers from 0 to a million million');
+        perform chatledger_internal.raise_invalid_argument('tokens', 'must be whole numbers from 0 to a million million');
     end if;
-    if jsonb_typeof(p_details) is distinct from 'object' or chatledger.json_problem(p_details) is not null
+    if jsonb_typeof(p_details) is distinct from 'object' or chatledger_internal.json_problem(p_details) is not null
         or jsonb_typeof(p_details -> 'model') not in ('string', 'null')
         or p_details @? '$.keyvalue() ? (@.key like_regex "^(cache_read|cache_creation|reasoning)_tokens$"
             && !(@.value == null || @.value >= 0 && @.value <= 1000000000000 && @.value == @.value.floor()))'
     then
-        perform chatledger.raise_invalid_argument('details', 'must be a JSON object; in it, "model" is a string, and '
+        perform chatledger_internal.raise_invalid_argument('details', 'must be a JSON object; in it, "model" is a string, and '
             '"cache_read_tokens", "cache_creation_tokens" and "reasoning_tokens" are whole numbers');
     end if;
 
-    v_session := chatledger.lock_session(p_session_id, p_user_id);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id);
     v_used.session_id := p_session_id;
     v_used.usage_id := p_usage_id;
     v_used.prompt_tokens := p_prompt_tokens;
@@ -75,7 +75,7 @@ begin
                 detail = jsonb_build_object('session_id', p_session_id, 'usage_id', p_usage_id)::text,
                 hint = 'Nothing was added. Use one id for one completion.';
         end if;
-        return chatledger.header_of(v_session);
+        return chatledger_internal.header_of(v_session);
     end if;
 
     v_used.version := v_session.version + 1;
@@ -92,8 +92,8 @@ begin
         version = v_used.version, updated_at = v_used.created_at
     where s.id = p_session_id
     returning s.* into v_session;
-    perform chatledger.notify_followers(p_session_id, v_session.watched_until, v_session.version);
-    return chatledger.header_of(v_session);
+    perform chatledger_internal.notify_followers(p_session_id, v_session.watched_until, v_session.version);
+    return chatledger_internal.header_of(v_session);
 end
 $function$;
 

@@ -17,11 +17,11 @@ declare
     v_expires_at timestamptz;
 begin
     if p_fence is null then
-        perform chatledger.raise_invalid_argument('fence', 'is null; expected the one that begin_stream returned');
+        perform chatledger_internal.raise_invalid_argument('fence', 'is null; expected the one that begin_stream returned');
     end if;
-    perform chatledger.check_ttl(p_ttl);
+    perform chatledger_internal.check_ttl(p_ttl);
 
-    perform chatledger.lock_session(p_session_id, null, p_fence);
+    perform chatledger_internal.lock_session(p_session_id, null, p_fence);
 
     update chatledger.sessions as s
     set stream_expires_at = clock_timestamp() + p_ttl

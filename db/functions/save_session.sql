@@ -53,11 +53,11 @@ declare
     v_appended  text[] := '{}';
     v_later     jsonb[] := '{}';
 begin
-    perform chatledger.check_changes(p_header, p_amendments, p_usage);
+    perform chatledger_internal.check_changes(p_header, p_amendments, p_usage);
     if coalesce(p_read_version, 0) = 0 then
         perform chatledger.create_session(p_session_id, p_user_id);
     end if;
-    v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id, p_fence);
     v_before := v_session.version;
 
     -- Only what still is as the caller saw it.
@@ -71,11 +71,11 @@ begin
     if v_session.status = p_header #>> '{status,from}' then
         v_changed.status := coalesce(p_header #>> '{status,to}', v_session.status);
     end if;
-    v_changed.metadata := chatledger.apply_changes(v_session.metadata, (
+    v_changed.metadata := chatledger_internal.apply_changes(v_session.metadata, (
         select jsonb_object_agg(change.key, change.value)
         from jsonb_each(p_header -> 'metadata') as change
-        where chatledger.same_value(v_session.metadata -> change.key, change.value -> 'from')));
-    perform chatledger.store_header(v_session, v_changed);
+        where chatledger_internal.same_value(v_session.metadata -> change.key, change.value -> 'from')));
+    perform chatledger_internal.store_header(v_session, v_changed);
 
     foreach v_amendment in array p_amendments loop
         if not exists (
@@ -84,7 +84,7 @@ begin
         then
             -- Of a new message: one that the caller changed after it had sent it and got no answer.
             v_later := v_later || v_amendment;
-        elsif chatledger.apply_amendment(p_session_id, v_amendment, p_read_version) then
+        elsif chatledger_internal.apply_amendment(p_session_id, v_amendment, p_read_version) then
             v_amended := v_amended || (v_amendment ->> 'message_id');
         end if;
     end loop;
@@ -100,11 +100,11 @@ begin
         select receipt.message_id from chatledger.append_messages(p_session_id, p_messages) as receipt);
 
     foreach v_amendment in array v_later loop
-        perform chatledger.apply_amendment(p_session_id, v_amendment, p_read_version);
+        perform chatledger_internal.apply_amendment(p_session_id, v_amendment, p_read_version);
     end loop;
 
     return query
-        select to_jsonb(chatledger.header_of(s)), v_before, null::text, null::integer, null::timestamptz, null::bigint
+        select to_jsonb(chatledger_internal.header_of(s)), v_before, null::text, null::integer, null::timestamptz, null::bigint
         from chatledger.sessions as s
         where s.id = p_session_id;
     return query

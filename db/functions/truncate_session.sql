@@ -28,18 +28,18 @@ declare
     v_removed integer;
 begin
     if p_from_sequence is null or p_from_sequence < 0 then
-        perform chatledger.raise_invalid_argument('from_sequence', 'must be 0 or more');
+        perform chatledger_internal.raise_invalid_argument('from_sequence', 'must be 0 or more');
     end if;
 
-    v_session := chatledger.lock_session(p_session_id, p_user_id, p_fence);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id, p_fence);
 
     if p_expected_sequence <> v_session.next_sequence then
-        perform chatledger.raise_sequence_conflict(v_session, p_expected_sequence);
+        perform chatledger_internal.raise_sequence_conflict(v_session, p_expected_sequence);
     end if;
 
     update chatledger.messages as m
     set removed = true, amended_version = v_session.version + 1,
-        original_hash = coalesce(m.original_hash, chatledger.message_hash(chatledger.message_body(m))),
+        original_hash = coalesce(m.original_hash, chatledger_internal.message_hash(chatledger.message_body(m))),
         content = null, content_parts = null, name = null, tool_call_id = null, refusal = null, tool_calls = null,
         function_call = null, metadata = null, duration_ms = null, extra = null
     where m.session_id = p_session_id and m.sequence >= p_from_sequence and not m.removed;
@@ -51,7 +51,7 @@ begin
             updated_at = greatest(clock_timestamp(), s.updated_at)
         where s.id = p_session_id
         returning s.* into v_session;
-        perform chatledger.notify_followers(p_session_id, v_session.watched_until, v_session.version);
+        perform chatledger_internal.notify_followers(p_session_id, v_session.watched_until, v_session.version);
     end if;
     return query select v_removed, v_session.next_sequence, v_session.version;
 end

@@ -29,23 +29,23 @@ declare
     v_changed chatledger.sessions;
 begin
     if jsonb_typeof(p_metadata) <> 'object' then
-        perform chatledger.raise_invalid_argument('metadata', 'must be a JSON object');
+        perform chatledger_internal.raise_invalid_argument('metadata', 'must be a JSON object');
     end if;
 
-    v_session := chatledger.lock_session(p_session_id, p_user_id);
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id);
 
     v_changed := v_session;
     if not coalesce(p_only_if_empty, false) or coalesce(v_session.title, '') = '' then
         v_changed.title := nullif(coalesce(p_title, v_session.title), '');
     end if;
     if p_metadata is not null then
-        v_changed.metadata := chatledger.merge_keys(v_session.metadata, p_metadata);
+        v_changed.metadata := chatledger_internal.merge_keys(v_session.metadata, p_metadata);
     end if;
     v_changed.pinned := coalesce(p_pinned, v_session.pinned);
     v_changed.status := coalesce(p_status, v_session.status);
 
-    v_changed := chatledger.store_header(v_session, v_changed);
-    return chatledger.header_of(v_changed);
+    v_changed := chatledger_internal.store_header(v_session, v_changed);
+    return chatledger_internal.header_of(v_changed);
 end
 $function$;
 

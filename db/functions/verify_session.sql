@@ -17,9 +17,9 @@ begin
     if p_session_id is not null
         and not exists (
             select from chatledger.sessions as s
-            where s.id = p_session_id and chatledger.is_visible(s.deleted_at, null, null))
+            where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, null, null))
     then
-        perform chatledger.raise_session_not_found(p_session_id);
+        perform chatledger_internal.raise_session_not_found(p_session_id);
     end if;
 
     return query
@@ -54,7 +54,7 @@ begin
                 ('G3', case when (m.message).amended_version > s.version then 'was amended after the session''s version' end),
                 ('G3', case when ((m.message).amended_version is null) <> ((m.message).original_hash is null)
                     then 'is amended without its original''s hash, or the other way round' end),
-                ('G10', (chatledger.message_problem(chatledger.message_body(m.message)))[2])
+                ('G10', (chatledger_internal.message_problem(chatledger.message_body(m.message)))[2])
             ) as problem (guarantee, problem)
             where problem.problem is not null and not ((m.message).removed and problem.guarantee = 'G10')
         ) as checked

@@ -4,6 +4,9 @@
 create schema chatledger;
 comment on schema chatledger is 'A ledger of conversations. Write only through its functions.';
 
+create schema chatledger_internal;
+comment on schema chatledger_internal is 'What the functions of chatledger call. For nobody else: it may change in any release.';
+
 create table chatledger.migrations (
     number     integer     primary key,
     name       text        not null,
@@ -36,6 +39,8 @@ create table chatledger.sessions (
     stream_owner      text,
     stream_fence      bigint      not null default 0,
     stream_expires_at timestamptz,
+    stream_id         text,
+    stream_began_at   timestamptz,
     watched_until     timestamptz,
     created_at        timestamptz not null,
     updated_at        timestamptz not null,
@@ -50,6 +55,8 @@ create table chatledger.sessions (
 
 create index sessions_by_user on chatledger.sessions (user_id, pinned, active_hour) where deleted_at is null;
 create index sessions_by_activity on chatledger.sessions (pinned, active_hour);
+-- Who streams right now, and how many of them a user has.
+create index sessions_streaming on chatledger.sessions (user_id) where stream_id is not null;
 
 comment on table chatledger.sessions is 'A row a session. Locked by every write to the session: the row gives out the sequences.';
 comment on column chatledger.sessions.version is 'Counts every committed change of the session.';
@@ -142,30 +149,3 @@ create type chatledger.session_header as (
     updated_at        timestamptz
 );
 comment on type chatledger.session_header is 'What the functions return of a session, without its messages.';
-
--- Roles belong to the whole server: another database's ledger, or somebody who may create roles, has made them already, or
--- is making them now.
-do $do$
-declare
-    v_role text;
-begin
-    foreach v_role in array array['chatledger_reader', 'chatledger_writer', 'chatledger_admin'] loop
-        if to_regrole(v_role) is null then
-            begin
-                execute format('create role %I nologin', v_role);
-            exception when duplicate_object or unique_violation then
-                null;
-            end;
-        end if;
-    end loop;
-    -- Reader and writer are siblings; the admin is both.
-    if not pg_has_role('chatledger_admin', 'chatledger_reader', 'member')
-        or not pg_has_role('chatledger_admin', 'chatledger_writer', 'member')
-    then
-        grant chatledger_reader, chatledger_writer to chatledger_admin;
-    end if;
-end
-$do$;
-
-grant usage on schema chatledger to chatledger_reader, chatledger_writer, chatledger_admin;
-grant select on all tables in schema chatledger to chatledger_reader, chatledger_writer;

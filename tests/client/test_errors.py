@@ -12,7 +12,7 @@ from chatledger.postgres.migrations import sql_folder
 
 
 def raised_in_sql() -> set[str]:
-    functions = (sql_folder() / "functions").glob("*.sql")
+    functions = (sql_folder() / "functions").rglob("*.sql")
     return {code for path in functions for code in re.findall(r"errcode = '(CL\d+)'", path.read_text("utf-8"))}
 
 

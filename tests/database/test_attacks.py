@@ -286,7 +286,7 @@ async def test_an_overload_in_our_schema_is_not_the_callers_to_make(
     for role in ("chatledger_reader", "chatledger_writer", "chatledger_admin"):
         member = await connect_as(role)
         for statement in (
-            "create function chatledger.lock_session(text) returns int language sql as 'select 1'",
+            "create function chatledger_internal.lock_session(text) returns int language sql as 'select 1'",
             "create or replace function chatledger.version() returns text language sql as $$ select 'x' $$",
             "alter function chatledger.version() security definer",
             "create table chatledger.mine (id int)",

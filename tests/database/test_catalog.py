@@ -17,7 +17,9 @@ from tests.helpers.sql import everything, new_session, refused, users
 if TYPE_CHECKING:
     from tests.helpers.sql import ConnectAs, Connection, Psql
 
-FILES = sorted((sql_folder() / "functions").glob("*.sql"))
+PUBLIC_FILES = sorted((sql_folder() / "functions").glob("*.sql"))
+INTERNAL_FILES = sorted((sql_folder() / "functions/internal").glob("*.sql"))
+FILES = PUBLIC_FILES + INTERNAL_FILES
 VIEW_FILES = sorted((sql_folder() / "views").glob("*.sql"))
 TABLES = ["sessions", "messages", "usage_records", "added_tool_calls", "migrations"]
 READING = {
@@ -53,7 +55,7 @@ MAY_CALL = {
 }
 
 IN_SCHEMA = "pronamespace = 'chatledger'::regnamespace"
-INTERNAL = "coalesce(obj_description(oid, 'pg_proc'), '') like 'Internal: %'"
+INTERNAL = "pronamespace = 'chatledger_internal'::regnamespace"
 
 
 # Who may do what
@@ -63,21 +65,17 @@ INTERNAL = "coalesce(obj_description(oid, 'pg_proc'), '') like 'Internal: %'"
 async def test_role_may_call_exactly_its_functions(connection: Connection, role: str) -> None:
     found = await names(
         connection,
-        f"select proname from pg_proc where {IN_SCHEMA} and not {INTERNAL} "
-        "and has_function_privilege($1, oid, 'execute')",
+        f"select proname from pg_proc where {IN_SCHEMA} and has_function_privilege($1, oid, 'execute')",
         role,
     )
     assert sorted(found) == sorted(MAY_CALL[role])
 
 
 async def test_nobody_may_call_an_internal_function(connection: Connection) -> None:
-    found = await names(
-        connection,
-        f"select rolname || ' ' || proname from pg_proc cross join unnest($1::text[]) as rolname "
-        f"where {IN_SCHEMA} and {INTERNAL} and has_function_privilege(rolname, oid, 'execute')",
-        [*MAY_CALL],
-    )
-    assert found == []
+    for role in MAY_CALL:
+        assert not await connection.fetchval(
+            "select has_schema_privilege($1, 'chatledger_internal', 'usage, create')", role
+        )
 
 
 async def test_what_a_reader_may_call_cannot_write(connection: Connection) -> None:
@@ -103,7 +101,7 @@ async def test_privileges_are_the_owners_and_the_three_roles(connection: Connect
             select attacl, relowner from pg_attribute join pg_class on pg_class.oid = attrelid
                 where relnamespace = 'chatledger'::regnamespace
             union all
-            select nspacl, nspowner from pg_namespace where nspname = 'chatledger'
+            select nspacl, nspowner from pg_namespace where nspname in ('chatledger', 'chatledger_internal')
         ) as o
         cross join lateral aclexplode(o.acl) as acl
         """
@@ -284,7 +282,7 @@ async def test_every_function_that_writes_for_the_caller_is_a_definer(connection
 
 
 async def test_no_internal_function_is_a_definer(connection: Connection) -> None:
-    assert await names(connection, f"select proname from pg_proc where {IN_SCHEMA} and {INTERNAL} and prosecdef") == []
+    assert await names(connection, f"select proname from pg_proc where {INTERNAL} and prosecdef") == []
 
 
 # Types of this session that run a trap when something is cast to them, tables like ours, functions and an operator like
@@ -359,7 +357,7 @@ async def test_every_function_table_view_and_type_has_a_comment(connection: Conn
     found = await names(
         connection,
         f"""
-        select proname from pg_proc where {IN_SCHEMA} and obj_description(oid, 'pg_proc') is null
+        select proname from pg_proc where ({IN_SCHEMA} or {INTERNAL}) and obj_description(oid, 'pg_proc') is null
         union all
         select relname from pg_class where relnamespace = 'chatledger'::regnamespace and relkind in ('r', 'v', 'c')
             and coalesce(obj_description(oid, 'pg_class'), obj_description(reltype, 'pg_type')) is null
@@ -404,7 +402,7 @@ async def test_no_index_has_a_column_that_every_append_changes(connection: Conne
 
 async def test_arguments_are_named_and_no_function_is_overloaded(connection: Connection) -> None:
     rows = await connection.fetch(
-        f"select proname, proargnames[1:pronargs] as arguments, pronargs from pg_proc where {IN_SCHEMA}"
+        f"select proname, proargnames[1:pronargs] as arguments, pronargs from pg_proc where {IN_SCHEMA} or {INTERNAL}"
     )
     assert len({row["proname"] for row in rows}) == len(rows)
     for row in rows:
@@ -452,8 +450,9 @@ def test_there_are_files() -> None:
 
 
 async def test_a_file_for_each_function_and_a_function_for_each_file(connection: Connection) -> None:
-    found = await names(connection, f"select proname from pg_proc where {IN_SCHEMA}")
-    assert sorted(found) == [path.stem for path in FILES]
+    for schema, files in ((IN_SCHEMA, PUBLIC_FILES), (INTERNAL, INTERNAL_FILES)):
+        found = await names(connection, f"select proname from pg_proc where {schema}")
+        assert sorted(found) == [path.stem for path in files]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -462,8 +461,12 @@ def test_file_holds_one_function_its_grants_and_its_comment(path: Path) -> None:
     first, *others = statements
 
     assert isinstance(first, pglast.ast.CreateFunctionStmt)
-    assert [part.sval for part in first.funcname or ()] == ["chatledger", path.stem]
+    schema = "chatledger" if path in PUBLIC_FILES else "chatledger_internal"
+    assert [part.sval for part in first.funcname or ()] == [schema, path.stem]
     assert first.replace
+    if path in INTERNAL_FILES:  # in a schema that nobody may use
+        assert [type(other) for other in others] == [pglast.ast.CommentStmt]
+        return
     assert {type(other) for other in others} == {pglast.ast.GrantStmt, pglast.ast.CommentStmt}
     assert not others[0].is_grant  # first of all: revoked from public
 
@@ -477,7 +480,9 @@ def test_file_begins_with_its_contract(path: Path) -> None:
 def test_body_passes_the_parser(path: Path) -> None:
     create = pglast.split(path.read_text("utf-8"))[0]
     if "language plpgsql" in create:
-        pglast.parse_plpgsql(create.replace("chatledger.", ""))  # the parser knows no schemas of others
+        pglast.parse_plpgsql(
+            create.replace("chatledger.", "").replace("chatledger_internal.", "")
+        )  # the parser knows no schemas of others
     else:
         assert pglast.parse_sql(create.split("$function$")[1])
 

@@ -105,7 +105,7 @@ async def test_nobody_is_notified_of_a_session_that_nobody_follows(
 ) -> None:
     await new_session(connection, users(2))
     await new_session(connection, session_id="other")
-    channel = await connection.fetchval("select chatledger.session_channel('s1')")
+    channel = await connection.fetchval("select chatledger_internal.session_channel('s1')")
     await follow(connection, session_id="other")
     async with notified(await connect(), connection, channel) as payloads:
         await connection.execute(CHANGES[change][0])

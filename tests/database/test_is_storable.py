@@ -54,7 +54,8 @@ async def test_g10_is_storable_is_what_has_no_problem(connection: Connection, wh
     messages += [[message] for message in messages] + VALUES
 
     rows = await connection.fetch(
-        "select message, chatledger.is_storable(message) as storable, chatledger.message_problem(message) as problem "
+        "select message, chatledger_internal.is_storable(message) as storable, "
+        "chatledger_internal.message_problem(message) as problem "
         "from unnest($1::text[]::jsonb[]) as message",
         [json.dumps(message) for message in messages],
     )

@@ -31,7 +31,7 @@ CALLS = {
 }
 FAILING = [name for name in CALLS if name not in ("read_session", "delete_session")]
 # Their own files say what these make of another's session.
-ELSEWHERE = {"create_session", "list_sessions", "lock_session", "is_visible"}
+ELSEWHERE = {"create_session", "list_sessions"}
 
 
 async def test_every_function_that_is_told_who_asks_is_here(connection: Connection) -> None:

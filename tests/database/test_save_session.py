@@ -181,7 +181,8 @@ async def test_numbers_are_compared_as_clients_hold_them(
 ) -> None:
     for pair in ((one, other), (other, one)):
         assert (
-            await connection.fetchval("select chatledger.same_value($1::text::jsonb, $2::text::jsonb)", *pair) is same
+            await connection.fetchval("select chatledger_internal.same_value($1::text::jsonb, $2::text::jsonb)", *pair)
+            is same
         )
 
 

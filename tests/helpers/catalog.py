@@ -25,11 +25,7 @@ def signature(path: Path) -> list[Argument]:
     ]
 
 
-def is_public(path: Path) -> bool:
-    return "grant execute" in path.read_text("utf-8")
-
-
-PUBLIC = {path.stem: signature(path) for path in sorted((sql_folder() / "functions").glob("*.sql")) if is_public(path)}
+PUBLIC = {path.stem: signature(path) for path in sorted((sql_folder() / "functions").glob("*.sql"))}
 VIEWS = {"active_streams", "session_holders", "session_overview", "transcript"}
 
 # The life of a session, and all ways to read it

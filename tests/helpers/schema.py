@@ -11,7 +11,12 @@ import asyncpg
 async def dump(bin_dir: Path, url: str) -> str:
     """The schema with its privileges, and the migrations it has had."""
     process = await asyncio.create_subprocess_exec(
-        bin_dir / "pg_dump", "--schema=chatledger", "--schema-only", url, stdout=asyncio.subprocess.PIPE
+        bin_dir / "pg_dump",
+        "--schema=chatledger",
+        "--schema=chatledger_internal",
+        "--schema-only",
+        url,
+        stdout=asyncio.subprocess.PIPE,
     )
     schema, _ = await process.communicate()
     assert process.returncode == 0

@@ -20,19 +20,19 @@ FOLDER = Path(__file__).parent
 def calls() -> list[str]:
     """Return the statements of :mod:`chatledger.postgres.functions`."""
     texts = [
-        node.value
+        # They are made of constants of the module.
+        eval(compile(ast.Expression(node), functions.__file__, "eval"), vars(functions))
         for node in ast.walk(ast.parse(inspect.getsource(functions)))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
     ]
     return sorted({text for text in texts if re.match(r"select .*chatledger\.\w+\(", text)})
 
 
-def main() -> None:
+def write(folder: Path, name: str) -> None:
     """Write the files of this source tree."""
-    name = f"{migrations()[-1].number:04}"
-    (FOLDER / f"{name}.sql").write_text(plain_script(list(migrations())), "utf-8")
-    (FOLDER / f"{name}.calls.sql").write_text("".join(f"{call};\n" for call in calls()), "utf-8")
+    (folder / f"{name}.sql").write_text(plain_script(list(migrations())), "utf-8")
+    (folder / f"{name}.calls.sql").write_text("".join(f"{call};\n" for call in calls()), "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write(FOLDER, f"{migrations()[-1].number:04}")

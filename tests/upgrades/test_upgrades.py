@@ -1,4 +1,4 @@
-"""From every schema that has landed, with data, to this one: nothing is lost, and the client of then still works.
+"""From the schema of every release, with data, to this one: nothing is lost, and the client of then still works.
 
 What then was installed, and what its client sent, is in this folder; ``snapshot.py`` tells where from.
 """
@@ -20,10 +20,23 @@ from chatledger.postgres.migrations import sql_folder
 from tests.helpers.schema import dump
 from tests.helpers.sql import Psql
 
+from . import snapshot
+
 if TYPE_CHECKING:
     from tests.helpers.sql import Connection
 FOLDER = Path(__file__).parent
-LANDED = sorted(path.stem for path in FOLDER.glob("[0-9][0-9][0-9][0-9].sql"))
+THIS_TREE = "this tree"
+"""Nothing was changed since, so this one goes through the same steps without telling much: it keeps them working."""
+RELEASES = [*sorted(path.stem for path in FOLDER.glob("[0-9][0-9][0-9][0-9].sql")), THIS_TREE]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The snapshots of all releases, and one of this tree."""
+    snapshot.write(tmp_path, THIS_TREE)
+    for path in FOLDER.glob("*.sql"):
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
 
 
 def messages(*given: dict[str, Any]) -> list[str]:
@@ -49,7 +62,7 @@ LIFE: list[tuple[str, tuple[Any, ...]]] = [
     ),
     ("amend_message", ("{}", "m3", '{"content": "43", "metadata": {"a": 1}}', None, "u1", None)),
     ("update_session", ("{}", "u1", "Another title", False, '{"k": null, "l": "x"}', True, "done")),
-    ("record_usage", ("{}", "use1", 10, 5, None, "u1")),
+    ("record_usage", ("{}", "use1", 10, 5, None, "u1", '{"model": "m", "tier": "flex"}')),
     ("fork_session", ("{}", "{}-fork", 1, "u1", None)),
     (
         "save_session",
@@ -68,11 +81,13 @@ LIFE: list[tuple[str, tuple[Any, ...]]] = [
     ("create_session", ("{}-gone", "u1", None, None, "active")),
     ("delete_session", ("{}-gone", "u1")),
 ]
+LEASES = {"begin_stream", "renew_stream", "end_stream", "follow_session"}
+"""Not made here: what they answer holds for a while only."""
 READS: list[tuple[str, tuple[Any, ...]]] = [
     ("read_session", ("{}", "u1")),
     ("read_session", ("{}-fork", "u1", None)),
     ("read_session", ("{}", None, 3)),
-    ("read_session", ("{}", None, 4, 2)),
+    ("read_session", ("{}", None, 4, 2, None)),
     ("get_messages", ("{}", "u1", None, None, 2)),
     ("get_messages", ("{}", None, 0, None, 100)),
     ("list_sessions", ("u1", 50, None, None, None)),
@@ -83,8 +98,8 @@ READS: list[tuple[str, tuple[Any, ...]]] = [
 ]
 
 
-def calls_of(release: str) -> list[str]:
-    return (FOLDER / f"{release}.calls.sql").read_text("utf-8").splitlines()
+def calls_of(folder: Path, release: str) -> list[str]:
+    return (folder / f"{release}.calls.sql").read_text("utf-8").splitlines()
 
 
 async def run(
@@ -123,17 +138,13 @@ async def rows(connection: Connection) -> dict[str, list[Any]]:
     }
 
 
-def test_there_is_a_schema_to_upgrade_from() -> None:
-    assert "0001" in LANDED
-
-
 @pytest.mark.parametrize("upgraded_by", ["python", "psql"])
-@pytest.mark.parametrize("release", LANDED)
+@pytest.mark.parametrize("release", RELEASES)
 async def test_upgrade(
-    release: str, upgraded_by: str, empty_database_url: str, database_url: str, psql: Psql, bin_dir: Path
+    folder: Path, release: str, upgraded_by: str, empty_database_url: str, database_url: str, psql: Psql, bin_dir: Path
 ) -> None:
-    calls = calls_of(release)
-    await psql((FOLDER / f"{release}.sql").read_text("utf-8"), empty_database_url)
+    calls = calls_of(folder, release)
+    await psql((folder / f"{release}.sql").read_text("utf-8"), empty_database_url)
     connection = await asyncpg.connect(empty_database_url)
     lived = await run(connection, calls, LIFE, "old-session")
     read = await run(connection, calls, READS, "old-session")
@@ -160,10 +171,10 @@ async def test_upgrade(
     await connection.close()
 
 
-async def test_an_upgrade_goes_on_under_the_writers(empty_database_url: str, psql: Psql) -> None:
+async def test_an_upgrade_goes_on_under_the_writers(folder: Path, empty_database_url: str, psql: Psql) -> None:
     """Who writes and reads while it runs gets the old functions or the new ones, and no error."""
-    calls = calls_of(LANDED[0])
-    await psql((FOLDER / f"{LANDED[0]}.sql").read_text("utf-8"), empty_database_url)
+    calls = calls_of(folder, RELEASES[0])
+    await psql((folder / f"{RELEASES[0]}.sql").read_text("utf-8"), empty_database_url)
     connections = [await asyncpg.connect(empty_database_url) for _ in range(4)]
     done = asyncio.Event()
 
@@ -189,7 +200,7 @@ async def test_an_upgrade_goes_on_under_the_writers(empty_database_url: str, psq
         await connection.close()
 
 
-@pytest.mark.parametrize("release", LANDED)
-def test_every_call_of_then_is_made_here(release: str) -> None:
-    made = {function for function, _ in [*LIFE, *READS]} | {"status"}
-    assert {match[1] for call in calls_of(release) if (match := re.search(r"\.(\w+)\(", call))} == made
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_call_of_then_is_made_here(folder: Path, release: str) -> None:
+    made = {function for function, _ in [*LIFE, *READS]} | {"status"} | LEASES
+    assert {match[1] for call in calls_of(folder, release) if (match := re.search(r"\.(\w+)\(", call))} == made

@@ -52,8 +52,10 @@ def migrations() -> tuple[Migration, ...]:
 
 @cache
 def definitions() -> tuple[Path, ...]:
-    """Return the files that are applied every time: functions, then views."""
-    return tuple(path for kind in ("functions", "views") for path in sorted((sql_folder() / kind).glob("*.sql")))
+    """Return the files that are applied every time: who may do what, functions, then views."""
+    folders = ("functions/internal", "functions", "views")
+    files = (path for folder in folders for path in sorted((sql_folder() / folder).glob("*.sql")))
+    return (sql_folder() / "access.sql", *files)
 
 
 async def pending(connection: Connection) -> list[Migration]:
@@ -125,7 +127,7 @@ def psql_script() -> str:
             r"\endif",
         ]
         condition = f"not exists (select from chatledger.migrations where number = {migration.number + 1})"
-    lines += [rf"\ir {path.parent.name}/{path.name}" for path in definitions()]
+    lines += [rf"\ir {path.relative_to(sql_folder())}" for path in definitions()]
     return "\n".join([*lines, "commit;", ""])
 
 

@@ -1,6 +1,6 @@
 -- check_changes(p_header, p_amendments, p_usage) -> void
--- Refuses what save_session cannot take apart: CL008; its argument is "header", "amendments" or "usage". Internal.
-create or replace function chatledger.check_changes(p_header jsonb, p_amendments jsonb[], p_usage jsonb[])
+-- Refuses what save_session cannot take apart: CL008; its argument is "header", "amendments" or "usage".
+create or replace function chatledger_internal.check_changes(p_header jsonb, p_amendments jsonb[], p_usage jsonb[])
 returns void
 language plpgsql
 immutable
@@ -13,7 +13,7 @@ begin
         or p_header @? 'lax $.pinned.keyvalue() ? (@.value.type() <> "boolean" && @.value <> null)'
         or p_header -> 'metadata' @? 'strict $.* ? (@.type() <> "object")'
     then
-        perform chatledger.raise_invalid_argument('header', 'must be an object of changes {"from", "to"}: of "title" and '
+        perform chatledger_internal.raise_invalid_argument('header', 'must be an object of changes {"from", "to"}: of "title" and '
             '"status" (strings), "pinned" (a boolean), and "metadata", an object of changes of its keys');
     end if;
 
@@ -27,7 +27,7 @@ begin
             or amendment -> 'metadata' @? 'strict $.* ? (@.type() <> "object")'
             or jsonb_typeof(amendment -> 'add_tool_calls') <> 'array')
     then
-        perform chatledger.raise_invalid_argument('amendments', 'must be a plain array of objects with a "message_id", '
+        perform chatledger_internal.raise_invalid_argument('amendments', 'must be a plain array of objects with a "message_id", '
             '"fields" and "metadata" (objects of changes {"from", "to"}) and "add_tool_calls" (a list)');
     end if;
 
@@ -38,12 +38,10 @@ begin
             or coalesce(used ->> 'completion_tokens', '') !~ '^-?[0-9]{1,13}$'
             or used ->> 'total_tokens' !~ '^-?[0-9]{1,13}$')
     then
-        perform chatledger.raise_invalid_argument('usage', 'must be a plain array of objects with a "usage_id" (a string), '
+        perform chatledger_internal.raise_invalid_argument('usage', 'must be a plain array of objects with a "usage_id" (a string), '
             '"prompt_tokens", "completion_tokens" and "total_tokens" (whole numbers)');
     end if;
 end
 $function$;
 
-revoke all on function chatledger.check_changes(jsonb, jsonb[], jsonb[]) from public;
-comment on function chatledger.check_changes(jsonb, jsonb[], jsonb[]) is
-    'Internal: refuses changes that save_session cannot take apart.';
+comment on function chatledger_internal.check_changes(jsonb, jsonb[], jsonb[]) is 'Refuses changes that save_session cannot take apart.';

@@ -1,7 +1,7 @@
 -- message_problem(p_message) -> text[]
 -- What is wrong with a message: array[field, problem], or null when it can be stored. Never quotes the message's
--- content, since problems end in logs. Says why what is_storable, the same rule, has refused. Internal.
-create or replace function chatledger.message_problem(p_message jsonb)
+-- content, since problems end in logs. Says why what is_storable, the same rule, has refused.
+create or replace function chatledger_internal.message_problem(p_message jsonb)
 returns text[]
 language sql
 immutable
@@ -54,12 +54,11 @@ as $function$
         when p_message ? 'duration_ms' and jsonb_typeof(p_message -> 'duration_ms') <> 'null'
             and not p_message -> 'duration_ms' @? 'strict $ ? (@ >= 0 && @ <= 2147483647 && @ == @.floor())' then
             array['duration_ms', 'must be a whole number of milliseconds']
-        when chatledger.json_problem(p_message) is not null then
+        when chatledger_internal.json_problem(p_message) is not null then
             array[coalesce(jsonb_path_query_first(p_message, 'strict $.keyvalue() ? (exists (@.value.**{100})
                     || exists (@.value.** ? (@ >= 1e1000 || @ <= -1e1000))).key') #>> '{}', ''),
-                chatledger.json_problem(p_message)]
+                chatledger_internal.json_problem(p_message)]
     end
 $function$;
 
-revoke all on function chatledger.message_problem(jsonb) from public;
-comment on function chatledger.message_problem(jsonb) is 'Internal: what is wrong with a message, or null.';
+comment on function chatledger_internal.message_problem(jsonb) is 'What is wrong with a message, or null.';

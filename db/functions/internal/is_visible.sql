@@ -1,9 +1,9 @@
 -- is_visible(p_deleted_at, p_owner, p_user_id) -> boolean
--- Whether a session that was deleted then, and is this owner's, is there for this user (null: a trusted caller). Internal.
+-- Whether a session that was deleted then, and is this owner's, is there for this user (null: a trusted caller).
 --
 -- Written into each query by the planner. As a case: a bare "deleted_at is null" beside "id = …" would let it take the index
 -- of a user's sessions instead of the primary key, as good as any while the table is empty, and a connection keeps its plans.
-create or replace function chatledger.is_visible(p_deleted_at timestamptz, p_owner text, p_user_id text)
+create or replace function chatledger_internal.is_visible(p_deleted_at timestamptz, p_owner text, p_user_id text)
 returns boolean
 language sql
 immutable
@@ -12,6 +12,4 @@ as $function$
     select case when p_deleted_at is null then p_user_id is null or p_owner = p_user_id end
 $function$;
 
-revoke all on function chatledger.is_visible(timestamptz, text, text) from public;
-comment on function chatledger.is_visible(timestamptz, text, text) is
-    'Internal: whether a session is there for a user.';
+comment on function chatledger_internal.is_visible(timestamptz, text, text) is 'Whether a session is there for a user.';

@@ -1,7 +1,7 @@
 -- is_storable(p_message) -> boolean
--- Whether a message can be stored; what is wrong with one that cannot, message_problem says. Null for null. Internal.
+-- Whether a message can be stored; what is wrong with one that cannot, message_problem says. Null for null.
 -- One path instead of an expression for each rule, since Postgres sets up every expression of a statement on every call.
-create or replace function chatledger.is_storable(p_message jsonb)
+create or replace function chatledger_internal.is_storable(p_message jsonb)
 returns boolean
 language sql
 immutable
@@ -28,8 +28,7 @@ as $function$
         && !($.duration_ms.type() != "null" && !($.duration_ms.type() == "number" && $.duration_ms >= 0
             && $.duration_ms <= 2147483647 && $.duration_ms == $.duration_ms.floor()))'
         and coalesce(char_length(p_message ->> 'message_id') <= 255, true)
-        and chatledger.json_problem(p_message) is null
+        and chatledger_internal.json_problem(p_message) is null
 $function$;
 
-revoke all on function chatledger.is_storable(jsonb) from public;
-comment on function chatledger.is_storable(jsonb) is 'Internal: whether a message can be stored.';
+comment on function chatledger_internal.is_storable(jsonb) is 'Whether a message can be stored.';

@@ -1,6 +1,6 @@
 -- raise_amended_since(p_message, p_expected_version, p_field) -> never returns
--- CL004: somebody changed the message, or this field of it, since the caller read it. Internal.
-create or replace function chatledger.raise_amended_since(
+-- CL004: somebody changed the message, or this field of it, since the caller read it.
+create or replace function chatledger_internal.raise_amended_since(
     p_message chatledger.messages,
     p_expected_version bigint,
     p_field text default null
@@ -21,5 +21,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.raise_amended_since(chatledger.messages, bigint, text) from public;
-comment on function chatledger.raise_amended_since(chatledger.messages, bigint, text) is 'Internal: raises CL004.';
+comment on function chatledger_internal.raise_amended_since(chatledger.messages, bigint, text) is 'Raises CL004.';

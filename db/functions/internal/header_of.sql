@@ -1,6 +1,6 @@
 -- header_of(p_session) -> chatledger.session_header
--- What the functions return of a session's row. Internal.
-create or replace function chatledger.header_of(p_session chatledger.sessions)
+-- What the functions return of a session's row.
+create or replace function chatledger_internal.header_of(p_session chatledger.sessions)
 returns chatledger.session_header
 language sql
 immutable
@@ -13,5 +13,4 @@ as $function$
     )::chatledger.session_header
 $function$;
 
-revoke all on function chatledger.header_of(chatledger.sessions) from public;
-comment on function chatledger.header_of(chatledger.sessions) is 'Internal: a session''s row as a header.';
+comment on function chatledger_internal.header_of(chatledger.sessions) is 'A session''s row as a header.';

@@ -1,7 +1,7 @@
 -- check_messages(p_messages) -> void
 -- Refuses an array that cannot be stored whole: CL008 (not a one-dimensional array), CL007 (a bad message; DETAIL has
--- its index and field). Internal.
-create or replace function chatledger.check_messages(p_messages jsonb[])
+-- its index and field).
+create or replace function chatledger_internal.check_messages(p_messages jsonb[])
 returns void
 language plpgsql
 immutable
@@ -11,17 +11,17 @@ declare
     v_problem text[];
 begin
     if p_messages is null then
-        perform chatledger.raise_invalid_argument('messages', 'is null; expected an array of messages');
+        perform chatledger_internal.raise_invalid_argument('messages', 'is null; expected an array of messages');
     end if;
     if array_ndims(p_messages) > 1 then
-        perform chatledger.raise_invalid_argument('messages',
+        perform chatledger_internal.raise_invalid_argument('messages',
             format('has %s dimensions; expected a plain array of messages', array_ndims(p_messages)));
     end if;
 
-    select input.position - 1, chatledger.message_problem(input.message)
+    select input.position - 1, chatledger_internal.message_problem(input.message)
     into v_index, v_problem
     from unnest(p_messages) with ordinality as input (message, position)
-    where chatledger.message_problem(input.message) is not null
+    where chatledger_internal.message_problem(input.message) is not null
     limit 1;
 
     if found then
@@ -34,5 +34,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.check_messages(jsonb[]) from public;
-comment on function chatledger.check_messages(jsonb[]) is 'Internal: refuses messages that cannot be stored.';
+comment on function chatledger_internal.check_messages(jsonb[]) is 'Refuses messages that cannot be stored.';

@@ -1,7 +1,7 @@
 -- message_hash(p_body) -> bytea
 -- What stands for a message's body once the row no longer holds it, because it was amended or removed. A duration of 7.0 is
--- stored as 7, so both hash alike; so do a key that is null and one that is missing. Internal.
-create or replace function chatledger.message_hash(p_body jsonb)
+-- stored as 7, so both hash alike; so do a key that is null and one that is missing.
+create or replace function chatledger_internal.message_hash(p_body jsonb)
 returns bytea
 language sql
 stable
@@ -11,8 +11,7 @@ as $function$
             when 'number' then jsonb_set(body, '{duration_ms}', to_jsonb((p_body -> 'duration_ms')::integer))
             else body
         end)::text, 'UTF8'))
-    from chatledger.merge_keys('{}', p_body) as body
+    from chatledger_internal.merge_keys('{}', p_body) as body
 $function$;
 
-revoke all on function chatledger.message_hash(jsonb) from public;
-comment on function chatledger.message_hash(jsonb) is 'Internal: a hash of a message''s body.';
+comment on function chatledger_internal.message_hash(jsonb) is 'A hash of a message''s body.';

@@ -1,6 +1,6 @@
 -- raise_sequence_conflict(p_session, p_expected_sequence) -> never returns
--- CL002: the session does not go on where the caller expected. Internal.
-create or replace function chatledger.raise_sequence_conflict(p_session chatledger.sessions, p_expected_sequence integer)
+-- CL002: the session does not go on where the caller expected.
+create or replace function chatledger_internal.raise_sequence_conflict(p_session chatledger.sessions, p_expected_sequence integer)
 returns void
 language plpgsql
 immutable
@@ -16,5 +16,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.raise_sequence_conflict(chatledger.sessions, integer) from public;
-comment on function chatledger.raise_sequence_conflict(chatledger.sessions, integer) is 'Internal: raises CL002.';
+comment on function chatledger_internal.raise_sequence_conflict(chatledger.sessions, integer) is 'Raises CL002.';

@@ -1,6 +1,6 @@
 -- raise_invalid_argument(p_argument, p_problem) -> never returns
--- CL008: an argument that no call can have. Internal.
-create or replace function chatledger.raise_invalid_argument(p_argument text, p_problem text)
+-- CL008: an argument that no call can have.
+create or replace function chatledger_internal.raise_invalid_argument(p_argument text, p_problem text)
 returns void
 language plpgsql
 immutable
@@ -14,5 +14,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.raise_invalid_argument(text, text) from public;
-comment on function chatledger.raise_invalid_argument(text, text) is 'Internal: raises CL008.';
+comment on function chatledger_internal.raise_invalid_argument(text, text) is 'Raises CL008.';

@@ -1,7 +1,7 @@
 -- same_value(p_one, p_other) -> boolean
 -- Whether two JSON values are the same to a client that keeps numbers as doubles, as most do: such a client sends 1.0/3 back
--- with fewer digits than it was stored with. Internal.
-create or replace function chatledger.same_value(p_one jsonb, p_other jsonb)
+-- with fewer digits than it was stored with.
+create or replace function chatledger_internal.same_value(p_one jsonb, p_other jsonb)
 returns boolean
 language sql
 immutable
@@ -19,15 +19,14 @@ as $function$
             when 'array' then jsonb_array_length(p_one) = jsonb_array_length(p_other) and not exists (
                 select from jsonb_array_elements(p_one) with ordinality as one (element, position)
                 join jsonb_array_elements(p_other) with ordinality as other (element, position) using (position)
-                where not chatledger.same_value(one.element, other.element))
+                where not chatledger_internal.same_value(one.element, other.element))
             when 'object' then not exists (
                 select from jsonb_each(p_one) as one
                 full join jsonb_each(p_other) as other using (key)
-                where not chatledger.same_value(one.value, other.value))
+                where not chatledger_internal.same_value(one.value, other.value))
             else false
         end
     end
 $function$;
 
-revoke all on function chatledger.same_value(jsonb, jsonb) from public;
-comment on function chatledger.same_value(jsonb, jsonb) is 'Internal: whether two JSON values are the same as doubles.';
+comment on function chatledger_internal.same_value(jsonb, jsonb) is 'Whether two JSON values are the same as doubles.';

@@ -5,8 +5,8 @@
 --
 -- No wake-up is lost: a follower sets watched_until and commits, then LISTENs, then reads. A writer that locked the row
 -- after that sees watched_until; one that locked it before has committed before, and the read sees what it wrote.
--- (follow_session waits for no writer: while one has the row, watched_until stays unset, and the follower polls.) Internal.
-create or replace function chatledger.notify_followers(
+-- (follow_session waits for no writer: while one has the row, watched_until stays unset, and the follower polls.)
+create or replace function chatledger_internal.notify_followers(
     p_session_id text,
     p_watched_until timestamptz,
     p_version bigint
@@ -16,11 +16,9 @@ language plpgsql
 as $function$
 begin
     if p_watched_until > clock_timestamp() then
-        perform pg_notify(chatledger.session_channel(p_session_id), p_version::text);
+        perform pg_notify(chatledger_internal.session_channel(p_session_id), p_version::text);
     end if;
 end
 $function$;
 
-revoke all on function chatledger.notify_followers(text, timestamptz, bigint) from public;
-comment on function chatledger.notify_followers(text, timestamptz, bigint) is
-    'Internal: wakes those who follow a session.';
+comment on function chatledger_internal.notify_followers(text, timestamptz, bigint) is 'Wakes those who follow a session.';

@@ -1,8 +1,8 @@
 -- json_problem(p_json) -> text
 -- Why some reader could not read this JSON, or null. jsonb holds what common JSON parsers do not take: nesting by the thousand
 -- (pydantic's ends at 200 levels), numbers of 131,072 digits (Python's ends at 4,300). Somebody would store a message that
--- then nobody can load. Internal; one expression, so that Postgres inlines it.
-create or replace function chatledger.json_problem(p_json jsonb)
+-- then nobody can load. One expression, so that Postgres inlines it.
+create or replace function chatledger_internal.json_problem(p_json jsonb)
 returns text
 language sql
 immutable
@@ -13,5 +13,4 @@ as $function$
     end
 $function$;
 
-revoke all on function chatledger.json_problem(jsonb) from public;
-comment on function chatledger.json_problem(jsonb) is 'Internal: why JSON could not be read everywhere, or null.';
+comment on function chatledger_internal.json_problem(jsonb) is 'Why JSON could not be read everywhere, or null.';

@@ -1,7 +1,7 @@
 -- page_start(p_session_id, p_before, p_limit) -> integer
 -- Sequence at which the page of the last p_limit messages before p_before (null: the end) starts. A page that would start
--- on a tool result reaches back to the assistant message that made the call. Null when there is no message. Internal.
-create or replace function chatledger.page_start(p_session_id text, p_before integer, p_limit integer)
+-- on a tool result reaches back to the assistant message that made the call. Null when there is no message.
+create or replace function chatledger_internal.page_start(p_session_id text, p_before integer, p_limit integer)
 returns integer
 language plpgsql
 stable
@@ -34,5 +34,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.page_start(text, integer, integer) from public;
-comment on function chatledger.page_start(text, integer, integer) is 'Internal: where a page of messages starts.';
+comment on function chatledger_internal.page_start(text, integer, integer) is 'Where a page of messages starts.';

@@ -1,8 +1,8 @@
 -- apply_amendment(p_session_id, p_amendment, p_read_version) -> boolean, whether the message changed
 -- One amendment of save_session, which says what it is, to a message that the caller read at that version of the session.
--- The caller holds the session's lock. Internal.
+-- The caller holds the session's lock.
 -- Raises: CL004 amended since, CL007 invalid message, CL009 message not found.
-create or replace function chatledger.apply_amendment(p_session_id text, p_amendment jsonb, p_read_version bigint)
+create or replace function chatledger_internal.apply_amendment(p_session_id text, p_amendment jsonb, p_read_version bigint)
 returns boolean
 language plpgsql
 as $function$
@@ -12,7 +12,7 @@ declare
     v_patched  jsonb;
     v_field    text;
 begin
-    v_message := chatledger.stored_message(p_session_id, p_amendment ->> 'message_id');
+    v_message := chatledger_internal.stored_message(p_session_id, p_amendment ->> 'message_id');
     v_field := case when p_amendment -> 'fields' ? 'role' then 'role'
         when p_amendment -> 'fields' ? 'message_id' then 'message_id' end;
     if v_field is not null then
@@ -34,17 +34,17 @@ begin
         select 'metadata.' || field.key, nullif(v_body -> 'metadata' -> field.key, 'null'), field.value
         from jsonb_each(p_amendment -> 'metadata') as field
     ) as change
-    where not chatledger.same_value(change.stored, nullif(change.value -> 'from', 'null'))
-        and not chatledger.same_value(change.stored, nullif(change.value -> 'to', 'null'))
+    where not chatledger_internal.same_value(change.stored, nullif(change.value -> 'from', 'null'))
+        and not chatledger_internal.same_value(change.stored, nullif(change.value -> 'to', 'null'))
     limit 1;
     if found then
-        perform chatledger.raise_amended_since(v_message, p_read_version, v_field);
+        perform chatledger_internal.raise_amended_since(v_message, p_read_version, v_field);
     end if;
 
-    v_patched := chatledger.apply_changes(v_body, p_amendment -> 'fields');
+    v_patched := chatledger_internal.apply_changes(v_body, p_amendment -> 'fields');
     if p_amendment ? 'metadata' then
         v_patched := v_patched || jsonb_build_object('metadata',
-            chatledger.apply_changes(nullif(v_patched -> 'metadata', 'null'), p_amendment -> 'metadata'));
+            chatledger_internal.apply_changes(nullif(v_patched -> 'metadata', 'null'), p_amendment -> 'metadata'));
     end if;
 
     if p_amendment ? 'add_tool_calls' then
@@ -64,10 +64,9 @@ begin
     if v_patched = v_body then
         return false;
     end if;
-    perform chatledger.store_amended(v_message, v_patched);
+    perform chatledger_internal.store_amended(v_message, v_patched);
     return true;
 end
 $function$;
 
-revoke all on function chatledger.apply_amendment(text, jsonb, bigint) from public;
-comment on function chatledger.apply_amendment(text, jsonb, bigint) is 'Internal: one amendment of save_session.';
+comment on function chatledger_internal.apply_amendment(text, jsonb, bigint) is 'One amendment of save_session.';

@@ -1,6 +1,6 @@
 -- stored_message(p_session_id, p_message_id) -> chatledger.messages
--- A message of the session that was not removed. Raises CL009. Internal.
-create or replace function chatledger.stored_message(p_session_id text, p_message_id text)
+-- A message of the session that was not removed. Raises CL009.
+create or replace function chatledger_internal.stored_message(p_session_id text, p_message_id text)
 returns chatledger.messages
 language plpgsql
 stable
@@ -22,5 +22,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.stored_message(text, text) from public;
-comment on function chatledger.stored_message(text, text) is 'Internal: a stored message, or CL009.';
+comment on function chatledger_internal.stored_message(text, text) is 'A stored message, or CL009.';

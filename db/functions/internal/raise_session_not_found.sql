@@ -1,7 +1,7 @@
 -- raise_session_not_found(p_session_id) -> never returns
 -- One answer for a session that is missing, deleted or somebody else's (CL001), so that ids cannot be probed. An id that
--- no session can have is an error of the caller's (CL008). Internal.
-create or replace function chatledger.raise_session_not_found(p_session_id text)
+-- no session can have is an error of the caller's (CL008).
+create or replace function chatledger_internal.raise_session_not_found(p_session_id text)
 returns void
 language plpgsql
 immutable
@@ -22,5 +22,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.raise_session_not_found(text) from public;
-comment on function chatledger.raise_session_not_found(text) is 'Internal: raises CL001.';
+comment on function chatledger_internal.raise_session_not_found(text) is 'Raises CL001.';

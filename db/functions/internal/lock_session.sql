@@ -2,8 +2,8 @@
 -- The session's row, locked until the transaction ends: from here on nobody else changes the session. Every write takes
 -- this lock first and no other of ours before it, so that calls for one session queue and never deadlock.
 -- Raises CL001 (missing, deleted, not this user's), CL005 (the fence is not the current lease's), 40001 (REPEATABLE READ
--- and SERIALIZABLE: somebody changed the session since the transaction's snapshot). Internal.
-create or replace function chatledger.lock_session(p_session_id text, p_user_id text, p_fence bigint default null)
+-- and SERIALIZABLE: somebody changed the session since the transaction's snapshot).
+create or replace function chatledger_internal.lock_session(p_session_id text, p_user_id text, p_fence bigint default null)
 returns chatledger.sessions
 language plpgsql
 as $function$
@@ -13,11 +13,11 @@ begin
     -- "no key update": "for update" would block the foreign key checks of other transactions.
     select s.* into v_session
     from chatledger.sessions as s
-    where s.id = p_session_id and chatledger.is_visible(s.deleted_at, s.user_id, p_user_id)
+    where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id)
     for no key update;
 
     if not found then
-        perform chatledger.raise_session_not_found(p_session_id);
+        perform chatledger_internal.raise_session_not_found(p_session_id);
     end if;
     if p_fence is not null and not coalesce(
         p_fence = v_session.stream_fence and v_session.stream_expires_at > clock_timestamp(), false)
@@ -33,5 +33,4 @@ begin
 end
 $function$;
 
-revoke all on function chatledger.lock_session(text, text, bigint) from public;
-comment on function chatledger.lock_session(text, text, bigint) is 'Internal: locks and checks a session''s row.';
+comment on function chatledger_internal.lock_session(text, text, bigint) is 'Locks and checks a session''s row.';
