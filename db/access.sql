@@ -29,7 +29,8 @@ begin
 end
 $do$;
 
-revoke all on schema chatledger, chatledger_internal from public;
-revoke all on all tables in schema chatledger from public;
+revoke all on schema chatledger, chatledger_internal
+    from public, chatledger_reader, chatledger_writer, chatledger_admin;
+revoke all on all tables in schema chatledger from public, chatledger_reader, chatledger_writer, chatledger_admin;
 grant usage on schema chatledger to chatledger_reader, chatledger_writer, chatledger_admin;
 grant select on all tables in schema chatledger to chatledger_reader, chatledger_writer;

@@ -16,6 +16,7 @@ from chatledger.config import Settings
 from chatledger.embedded import EmbeddedError
 from chatledger.errors import (
     AmendConflict,
+    BatchTooLarge,
     ChatLedgerError,
     DatabaseUnavailable,
     InvalidArgument,
@@ -46,6 +47,7 @@ __all__ = [
     "AmendConflict",
     "AmendReceipt",
     "AppendReceipt",
+    "BatchTooLarge",
     "ChatLedger",
     "ChatLedgerError",
     "ChatMessage",
@@ -88,3 +90,9 @@ __all__ = [
     "update_session_title",
     "upsert_chat_session",
 ]
+
+# Where users find them, whatever module defines them: for pickles, tracebacks and help().
+for _name in __all__:
+    if isinstance(_public := globals()[_name], type):
+        _public.__module__ = __name__
+del _name, _public

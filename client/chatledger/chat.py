@@ -51,7 +51,7 @@ async def create_chat_session(
     """Create and store a session without messages; return it.
 
     Args:
-        user_id: Who owns it; None: nobody.
+        user_id: Whose it is; None: nobody's.
         session_id: The caller's id for it; generated when None.
         title: What to call it.
         metadata: Anything of the caller's that JSON can express.
@@ -68,11 +68,11 @@ async def get_chat_session(session_id: str, user_id: str | None = None) -> ChatS
     """Return a session with its messages; None when it is missing or not this user's.
 
     Args:
-        session_id: Which one.
-        user_id: Who asks.
+        session_id: The session.
+        user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
 
     Raises:
-        InvalidArgument: An id is no string.
+        InvalidArgument: An id is not a string.
     """
     return await default_ledger().get_session(session_id, user_id=user_id)
 
@@ -95,12 +95,12 @@ async def append_and_save_message(
 ) -> ChatSession | None:
     """Append one message; return the session with it, or None when that message is stored already.
 
-    None also when a first try, whose answer got lost, had stored it: :func:`get_chat_session` returns it then.
+    None also when a first try, whose outcome was unknown, had stored it: :func:`get_chat_session` returns it then.
 
     Args:
         session_id: The session; it must exist.
         message: The message; its id makes storing it exactly once.
-        user_id: Who asks.
+        user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
 
     Returns:
         The session as it is then, also where ``cache_max_staleness`` allows reading an older one.
@@ -126,13 +126,13 @@ async def update_session_title(
     """Set a session's title; return False when the session is missing or not this user's.
 
     Args:
-        session_id: Which one.
+        session_id: The session.
         title: The new title; an empty one takes it away.
-        user_id: Who asks.
+        user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
         only_if_empty: Set it only while the session has none.
 
     Raises:
-        InvalidArgument: The title or an id is no string.
+        InvalidArgument: The title or an id is not a string.
     """
     try:
         await default_ledger().update_session(session_id, user_id=user_id, title=title, only_if_empty=only_if_empty)
@@ -145,11 +145,11 @@ async def delete_chat_session(session_id: str, user_id: str | None = None) -> bo
     """Delete a session for good; return whether there was one to delete.
 
     Args:
-        session_id: Which one.
-        user_id: Who asks.
+        session_id: The session.
+        user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
 
     Raises:
-        InvalidArgument: An id is no string.
+        InvalidArgument: An id is not a string.
     """
     return await default_ledger().delete_session(session_id, user_id=user_id)
 
@@ -166,6 +166,6 @@ async def get_user_sessions(
         title: Only titles that contain this, in upper or lower case.
 
     Raises:
-        InvalidArgument: The limit or the cursor is none.
+        InvalidArgument: The limit or the cursor is invalid.
     """
     return await default_ledger().list_sessions(user_id, limit=limit, cursor=cursor, title=title)

@@ -58,14 +58,14 @@ class StaleFence(ChatLedgerError):
 
 
 class StreamBusy(ChatLedgerError):
-    """The session has a stream already; :attr:`owner` and :attr:`expires_at` say whose, and until when."""
+    """The session has a stream already; :attr:`holder` and :attr:`expires_at` say whose, and until when."""
 
     sqlstate = "CL006"
 
     @property
-    def owner(self) -> str:
+    def holder(self) -> str:
         """Who holds the lease."""
-        return str(self.detail["owner"])
+        return str(self.detail["holder"])
 
     @property
     def expires_at(self) -> datetime:
@@ -117,6 +117,12 @@ class TooManyStreams(ChatLedgerError):
     """The session's user has as many live streams as the caller allows."""
 
     sqlstate = "CL013"
+
+
+class BatchTooLarge(ChatLedgerError, ValueError):
+    """The batch has more messages than one call takes; ``detail["limit"]`` says how many."""
+
+    sqlstate = "CL014"
 
 
 class DatabaseUnavailable(ChatLedgerError):

@@ -5,33 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
-from chatledger.cache.link import SessionCache
 from chatledger.cache.read_through import read_through
 from chatledger.config import Settings
 from chatledger.errors import ChatLedgerError, InvalidArgument
-from chatledger.following.follower import Listener, SessionEvent, follow, listening_connection
+from chatledger.following.follower import Listener, SessionEvent, follow
 from chatledger.models.header import SessionHeader, SessionPage, Usage
 from chatledger.models.message import ChatMessage
 from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt
 from chatledger.models.session import ChatSession
 from chatledger.postgres import functions
-from chatledger.postgres.combining import Combiner
-from chatledger.postgres.connections import Database, Result, close_pool, open_pool
-from chatledger.postgres.encoding import clean_or_new_id, clean_text, encode_message, encode_object
-from chatledger.postgres.migrations import migrate
+from chatledger.postgres.encoding import clean_text, encode_messages
+from chatledger.postgres.functions import Result
+from chatledger.resources import Resources
 from chatledger.saving import save_session
 from chatledger.streams.lease import LeaseOptions
 from chatledger.streams.stream import Stream
 
 if TYPE_CHECKING:
-    from chatledger.embedded import EmbeddedServers
     from chatledger.postgres.connections import Pool
     from chatledger.postgres.functions import Connection
 
@@ -52,8 +49,8 @@ class ChatLedger:
             connection of the caller's there is none, since others must not see what is not committed.
         settings: Instead of those from the environment.
 
-    Every method that takes ``user_id`` answers for a session of another user as for one that is not there; None is a
-    trusted caller. Besides what it names, every method raises :class:`DatabaseUnavailable` when Postgres cannot be
+    Every method that takes ``user_id`` treats another user's session as missing; None skips that check, for trusted
+    callers. Besides what it names, every method raises :class:`DatabaseUnavailable` when Postgres cannot be
     reached until the retry deadline, :class:`MigrationError` when the database has no ledger, and asyncpg's own errors
     for the rest (a missing permission, a full disk, a time limit of Postgres's, the loss of a caller's connection). A
     call that was cancelled may have been committed; making it again with the same ids is safe.
@@ -68,69 +65,27 @@ class ChatLedger:
     ) -> None:
         self._settings = settings or Settings()
         self._given = database or self._settings.database_url
-        self._database: Database | None = None
-        # Of streams: on a connection of their own, so as not to wait for calls that wait for a lock.
-        self._heartbeats: Database | None = None
-        self._servers: EmbeddedServers | None = None
         self._redis_url = redis_url or self._settings.redis_url
-        self._cache: SessionCache | None = None
-        self._listener: Listener | None = None
-        self._combiner: Combiner | None = None
+        self._resources: Resources | None = None
         self._opening = asyncio.Lock()
-        self._opened = AsyncExitStack()  # what close() closes, the last one first
         self._closed = False
 
     async def open(self) -> Self:
         """Get ready for calls; the first call does it too. An embedded database is started, and migrated.
 
-        It is calls that connect: whether the database can be reached shows there. A ledger that was closed is opened
-        anew only by this.
+        Calls connect: whether the database can be reached shows there. Only this opens a ledger that was closed.
         """
         self._closed = False
-        await self._open_database()
+        await self._open()
         return self
 
-    async def _open_database(self) -> Database:
+    async def _open(self) -> Resources:
         if self._closed:
             raise ChatLedgerError("the ledger was closed", hint="Make calls before you close it, or open it again")
         async with self._opening:
-            if self._database is None:
-                self._database = await self._connect()
-            return self._database
-
-    async def _connect(self) -> Database:
-        try:
-            return await self._connected()
-        except BaseException:
-            await self._release()
-            raise
-
-    async def _connected(self) -> Database:
-        source = self._given
-        if source is None:
-            from chatledger import embedded
-
-            self._servers = await asyncio.to_thread(embedded.start, self._settings.data_dir)
-            self._opened.push_async_callback(asyncio.to_thread, self._servers.close)
-            source = await self._open_pool(self._servers.database_url)
-            async with source.acquire() as connection:
-                await migrate(connection)
-            self._redis_url = self._redis_url or self._servers.redis_url
-        elif isinstance(source, str):
-            source = await self._open_pool(source)
-        if self.database_url is not None:
-            self._heartbeats = Database(await self._open_pool(self.database_url, size=1), self._settings)
-        if not self._on_callers_connection:  # whose transaction each call belongs to, and nobody else sees
-            self._combiner = Combiner(self._append)
-            if self._redis_url is not None:
-                self._cache = SessionCache(self._redis_url, cache_ttl=self._settings.cache_ttl)
-                self._opened.push_async_callback(self._cache.close)
-        return Database(source, self._settings)
-
-    async def _open_pool(self, url: str, size: int | None = None) -> Pool:
-        pool = await open_pool(url, self._settings, size=size)
-        self._opened.push_async_callback(close_pool, pool)
-        return pool
+            if self._resources is None:
+                self._resources = await Resources.open(self._given, self._redis_url, self._settings)
+            return self._resources
 
     async def close(self) -> None:
         """Close what this ledger opened; later calls are refused. Harmless when closed already.
@@ -139,13 +94,9 @@ class ChatLedger:
         """
         self._closed = True
         async with self._opening:  # what is being opened is closed as well
-            await self._release()
-
-    async def _release(self) -> None:
-        opened, self._opened = self._opened, AsyncExitStack()
-        self._database = self._heartbeats = self._combiner = None
-        self._servers = self._cache = self._listener = None
-        await opened.aclose()  # all of it, also when this call is cancelled
+            resources, self._resources = self._resources, None
+            if resources is not None:
+                await resources.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -156,8 +107,8 @@ class ChatLedger:
     @property
     def database_url(self) -> str | None:
         """Where the database is; None on a pool or connection of the caller's, and before an embedded one started."""
-        if self._servers is not None:
-            return self._servers.database_url
+        if self._resources is not None:
+            return self._resources.database_url
         return self._given if isinstance(self._given, str) else None
 
     @property
@@ -165,12 +116,10 @@ class ChatLedger:
         return not isinstance(self._given, str | asyncpg.Pool | None)
 
     async def _run(self, call: Callable[[Connection], Awaitable[Result]], *, repeatable: bool = True) -> Result:
-        database = self._database or await self._open_database()
-        return await database.run(call, repeatable=repeatable)
+        return await (self._resources or await self._open()).run(call, repeatable=repeatable)
 
-    async def _run_apart(self, call: Callable[[Connection], Awaitable[Result]]) -> Result:
-        await self._open_database()
-        return await self._heartbeats.run(call) if self._heartbeats is not None else await self._run(call)
+    async def _run_heartbeat(self, call: Callable[[Connection], Awaitable[Result]]) -> Result:
+        return await (self._resources or await self._open()).heartbeats.run(call)
 
     # Sessions
 
@@ -183,11 +132,11 @@ class ChatLedger:
         metadata: Mapping[str, Any] | None = None,
         status: str = "active",
     ) -> SessionHeader:
-        """Create a session; the same id and owner again returns the session that is there.
+        """Create a session; the same id and user again returns the session that is there.
 
         Args:
             session_id: The caller's id for it, up to 255 characters; generated when None.
-            user_id: Who owns it; None: nobody, so that only trusted callers find it.
+            user_id: Whose it is; None: nobody's, so that only trusted callers find it.
             title: What to call it.
             metadata: Anything of the caller's that JSON can express.
             status: A word of the caller's, to filter lists by.
@@ -196,14 +145,7 @@ class ChatLedger:
             SessionNotFound: The id belongs to another user, or to a session that was deleted.
             InvalidArgument: An id or the metadata cannot be stored.
         """
-        arguments = (
-            clean_or_new_id(session_id),
-            _clean(user_id),
-            _clean(title),
-            _encoded(metadata, "metadata"),
-            clean_text(status),
-        )
-        return await self._run(lambda c: functions.create_session(c, *arguments))
+        return await self._run(functions.create_session(session_id, user_id, title, metadata, status))
 
     async def get_session(
         self, session_id: str, *, user_id: str | None = None, last: int | None = None, fresh: bool = False
@@ -211,20 +153,19 @@ class ChatLedger:
         """Return a session with its messages, all of one moment; None when it is missing or not this user's.
 
         Args:
-            session_id: Which one.
-            user_id: Who asks.
+            session_id: The session.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             last: Only the last so many messages; some more where the first would be a tool result without its call.
             fresh: With all that is committed, also where ``cache_max_staleness`` allows less.
 
         Raises:
             InvalidArgument: ``last`` is below 1.
         """
-        wanted, asking = clean_text(session_id), _clean(user_id)
-        await self._open_database()
-        if self._cache is not None and last is None:
-            settings = self._settings.model_copy(update={"cache_max_staleness": 0.0}) if fresh else self._settings
-            return await read_through(self._cache, self._run, wanted, asking, settings)
-        return await self._run(lambda c: functions.read_session(c, wanted, asking, last))
+        call = functions.read_session(session_id, user_id, last)
+        resources = self._resources or await self._open()
+        if resources.cache is None or last is not None:
+            return await self._run(call)
+        return await read_through(resources.cache, self._run, clean_text(session_id), user_id, self._settings)
 
     async def save_session(self, session: ChatSession, *, fence: int | None = None) -> ChatSession:
         """Save what the caller changed in its copy since it loaded or saved it, in one call: whole or not at all.
@@ -256,7 +197,7 @@ class ChatLedger:
             InvalidArgument: The header or the usage cannot be stored: a number is negative, say.
             UsageConflict, StaleFence: As for the single calls.
         """
-        await self._open_database()
+        await self._open()
         # On a caller's connection nobody waits: its open transaction may be what the one in front of us waits for.
         async with nullcontext() if self._on_callers_connection else session._saves.turn():
             await save_session(self._run, session, fence)
@@ -281,10 +222,9 @@ class ChatLedger:
             status: Only sessions with this status.
 
         Raises:
-            InvalidArgument: The limit or the cursor is none.
+            InvalidArgument: The limit or the cursor is invalid.
         """
-        arguments = (_clean(user_id), limit, _clean(cursor), _clean(title), _clean(status))
-        return await self._run(lambda c: functions.list_sessions(c, *arguments))
+        return await self._run(functions.list_sessions(user_id, limit, cursor, title, status))
 
     async def update_session(
         self,
@@ -299,11 +239,11 @@ class ChatLedger:
     ) -> SessionHeader:
         """Change what is given, leave what is None; return the session as it is then.
 
-        A call whose answer got lost is not tried again, since that could undo somebody's newer change.
+        A call whose outcome is unknown is not tried again, since that could undo somebody's newer change.
 
         Args:
-            session_id: Which one.
-            user_id: Who asks.
+            session_id: The session.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             title: The new title; an empty one takes it away.
             only_if_empty: Set the title only while the session has none.
             metadata: Merged key by key; a key whose value is None is removed.
@@ -314,33 +254,24 @@ class ChatLedger:
             SessionNotFound: No such session.
             InvalidArgument: The title, the metadata or the status cannot be stored.
         """
-        arguments = (
-            clean_text(session_id),
-            _clean(user_id),
-            _clean(title),
-            only_if_empty,
-            _encoded(metadata, "metadata"),
-            pinned,
-            _clean(status),
-        )
-        return await self._run(lambda c: functions.update_session(c, *arguments), repeatable=False)
+        call = functions.update_session(session_id, user_id, title, only_if_empty, metadata, pinned, status)
+        return await self._run(call, repeatable=False)
 
     async def delete_session(self, session_id: str, *, user_id: str | None = None) -> bool:
         """Delete a session for good; return whether there was one to delete.
 
-        False also when a first try, whose answer got lost, had deleted it.
+        False also when a first try, whose outcome was unknown, had deleted it.
 
         Args:
-            session_id: Which one.
-            user_id: Who asks.
+            session_id: The session.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
 
         Raises:
-            InvalidArgument: An id is no string.
+            InvalidArgument: An id is not a string.
         """
-        arguments = (clean_text(session_id), _clean(user_id))
-        deleted = await self._run(lambda c: functions.delete_session(c, *arguments))
-        if deleted and self._cache is not None:
-            await self._cache.drop(arguments[0])
+        deleted = await self._run(functions.delete_session(session_id, user_id))
+        if deleted and self._resources is not None and self._resources.cache is not None:
+            await self._resources.cache.drop(clean_text(session_id))
         return deleted
 
     async def fork_session(
@@ -352,13 +283,13 @@ class ChatLedger:
         user_id: str | None = None,
         title: str | None = None,
     ) -> SessionHeader:
-        """Branch a session: a new one with the same owner and a copy of the messages, numbered anew.
+        """Branch a session: a new one with the same user and a copy of the messages, numbered anew.
 
         Args:
-            session_id: Which one.
+            session_id: The session.
             new_session_id: The fork's id; generated when None.
             at_sequence: The last message to copy; None: all.
-            user_id: Who asks.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             title: The fork's title; None: the session's.
 
         Raises:
@@ -366,9 +297,7 @@ class ChatLedger:
             SessionIdConflict: The new id is already used, and not by this very fork.
             InvalidArgument: The new id or the title cannot be stored, or the sequence is negative.
         """
-        fork_id = clean_or_new_id(new_session_id)
-        arguments = (clean_text(session_id), fork_id, at_sequence, _clean(user_id), _clean(title))
-        return await self._run(lambda c: functions.fork_session(c, *arguments))
+        return await self._run(functions.fork_session(session_id, new_session_id, at_sequence, user_id, title))
 
     async def record_usage(
         self, session_id: str, usage: Usage, *, usage_id: str | None = None, user_id: str | None = None
@@ -376,19 +305,18 @@ class ChatLedger:
         """Add token usage to a session, exactly once for each ``usage_id``; return the session with its totals.
 
         Args:
-            session_id: Which one.
+            session_id: The session.
             usage: The tokens to add.
             usage_id: What makes it once, instead of the usage's own id: the completion's id, say.
-            user_id: Who asks.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
 
         Raises:
             SessionNotFound: No such session.
             UsageConflict: The id was recorded with other numbers.
             InvalidArgument: A number is negative.
         """
-        record_id = clean_text(usage.usage_id if usage_id is None else usage_id)
-        arguments = (clean_text(session_id), record_id, usage, _clean(user_id))
-        return await self._run(lambda c: functions.record_usage(c, *arguments))
+        record_id = usage.usage_id if usage_id is None else usage_id
+        return await self._run(functions.record_usage(session_id, record_id, usage, user_id))
 
     # Messages
 
@@ -407,7 +335,7 @@ class ChatLedger:
             session_id: The session; it must exist.
             messages: Messages, or mappings in OpenAI's chat format. One without a ``message_id`` gets one here, so that
                 retries inside this call are safe; a mapping that is passed a second time is a new message.
-            user_id: Who asks.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             expected_sequence: Append only if the session's next sequence is this.
             fence: The fence of the stream that writes.
 
@@ -420,25 +348,18 @@ class ChatLedger:
             MessageIdConflict: An id is stored with another body.
             SequenceConflict: The session's next sequence is not the expected one.
             StaleFence: The stream's lease ran out.
-            InvalidArgument: An id is no string, or a number none that Postgres takes.
+            InvalidArgument: An id is not a string, or a number is too large for Postgres.
 
         NUL characters and lone surrogates, which Postgres cannot store, are stored as U+FFFD.
 
         Calls for a session that come while another one is under way go together, in one call of the database; each is
         stored whole or refused on its own. (Not with ``expected_sequence`` or ``fence``.)
         """
-        encoded = [encode_message(message, index) for index, message in enumerate(messages)]
-        wanted, asking = clean_text(session_id), _clean(user_id)
-        if self._database is None:
-            await self._open_database()
-        if self._combiner is not None and expected_sequence is None and fence is None:
-            return await self._combiner.append(wanted, asking, encoded)
-        return await self._run(
-            lambda c: functions.append_messages(c, wanted, encoded, asking, expected_sequence, fence)
-        )
-
-    async def _append(self, session_id: str, user_id: str | None, messages: Sequence[str]) -> list[AppendReceipt]:
-        return await self._run(lambda c: functions.append_messages(c, session_id, messages, user_id, None, None))
+        call = functions.append_messages(session_id, encode_messages(messages), user_id, expected_sequence, fence)
+        resources = self._resources or await self._open()
+        if resources.combiner is not None and expected_sequence is None and fence is None:
+            return await resources.combiner.append(call)
+        return await resources.run(call)
 
     async def get_messages(
         self,
@@ -453,7 +374,7 @@ class ChatLedger:
 
         Args:
             session_id: The session.
-            user_id: Who asks.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             after: The first messages after this sequence, on to the last result of a tool group at the end.
                 None: the last messages, back to the call of a tool group at the start.
             before: Only messages before this sequence.
@@ -463,8 +384,7 @@ class ChatLedger:
             SessionNotFound: No such session.
             InvalidArgument: The limit is below 1.
         """
-        arguments = (clean_text(session_id), _clean(user_id), after, before, limit)
-        return await self._run(lambda c: functions.get_messages(c, *arguments))
+        return await self._run(functions.get_messages(session_id, user_id, after, before, limit))
 
     async def amend_message(
         self,
@@ -484,28 +404,19 @@ class ChatLedger:
             patch: The fields to set; a field given as None is removed, ``metadata`` is merged key by key. ``role`` and
                 ``message_id`` cannot change.
             expected_version: ``version`` of the session at which the caller read the message. None: amend whatever is
-                there; a call whose answer got lost is then not tried again.
-            user_id: Who asks.
+                there; a call whose outcome is unknown is then not tried again.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             fence: The fence of the stream that writes.
 
         Raises:
             SessionNotFound, MessageNotFound: No such session or message.
             AmendConflict: It was amended since ``expected_version``; ``detail`` has both versions.
             InvalidMessage: The message would be one that cannot be stored.
-            InvalidArgument: The patch is none.
+            InvalidArgument: The patch is not a JSON object.
             StaleFence: The stream's lease ran out.
         """
-        arguments = (
-            clean_text(session_id),
-            clean_text(message_id),
-            encode_object(patch, "patch"),
-            expected_version,
-            _clean(user_id),
-            fence,
-        )
-        return await self._run(
-            lambda c: functions.amend_message(c, *arguments), repeatable=expected_version is not None
-        )
+        call = functions.amend_message(session_id, message_id, patch, expected_version, user_id, fence)
+        return await self._run(call, repeatable=expected_version is not None)
 
     async def add_tool_call(
         self,
@@ -523,7 +434,7 @@ class ChatLedger:
         Args:
             session_id: The session.
             tool_call: In OpenAI's format: ``{"id": …, "type": "function", "function": {"name": …, "arguments": …}}``.
-            user_id: Who asks.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             message_id: Id for the message, if one has to be made; generated when None.
             fence: The fence of the stream that writes.
 
@@ -534,14 +445,7 @@ class ChatLedger:
             InvalidArgument: The tool call is not JSON.
             StaleFence: The stream's lease ran out.
         """
-        arguments = (
-            clean_text(session_id),
-            encode_object(tool_call, "tool_call"),
-            _clean(user_id),
-            clean_or_new_id(message_id),
-            fence,
-        )
-        return await self._run(lambda c: functions.add_tool_call(c, *arguments))
+        return await self._run(functions.add_tool_call(session_id, tool_call, user_id, message_id, fence))
 
     async def truncate_session(
         self,
@@ -557,9 +461,9 @@ class ChatLedger:
         Args:
             session_id: The session.
             from_sequence: The first message to remove.
-            user_id: Who asks.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             expected_sequence: ``next_sequence`` of the session that the caller saw: refuses when somebody appended
-                since. Without it, a call whose answer got lost is not tried again.
+                since. Without it, a call whose outcome is unknown is not tried again.
             fence: The fence of the stream that writes.
 
         Raises:
@@ -568,10 +472,8 @@ class ChatLedger:
             InvalidArgument: The sequence is negative.
             StaleFence: The stream's lease ran out.
         """
-        arguments = (clean_text(session_id), from_sequence, _clean(user_id), expected_sequence, fence)
-        return await self._run(
-            lambda c: functions.truncate_session(c, *arguments), repeatable=expected_sequence is not None
-        )
+        call = functions.truncate_session(session_id, from_sequence, user_id, expected_sequence, fence)
+        return await self._run(call, repeatable=expected_sequence is not None)
 
     # Streams
 
@@ -580,7 +482,7 @@ class ChatLedger:
         session_id: str,
         *,
         user_id: str | None = None,
-        owner: str | None = None,
+        holder: str | None = None,
         ttl: float | None = None,
         wait: float | None = None,
         force: bool = False,
@@ -615,8 +517,8 @@ class ChatLedger:
 
         Args:
             session_id: The session; it must exist.
-            user_id: Who asks.
-            owner: Who streams, for people; by default host and process id.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
+            holder: Who streams, for people; by default host and process id.
             ttl: Seconds that the lease lasts without a renewal, up to a day; by default ``stream_ttl`` of the settings.
             wait: For how many seconds to wait while another stream holds the lease. None: not at all.
             force: Take the lease over; its holder's next write is refused.
@@ -625,13 +527,13 @@ class ChatLedger:
 
         Raises:
             ChatLedgerError: The ledger is on a connection of the caller's, whose transaction no heartbeat can join.
-            InvalidArgument: A time is no number, or an id no string.
+            InvalidArgument: A time is not a number, or an id is not a string.
 
         Entering raises:
-            StreamBusy: Another stream holds the lease; ``owner`` and ``expires_at`` say whose and until when.
+            StreamBusy: Another stream holds the lease; ``holder`` and ``expires_at`` say whose and until when.
             TooManyStreams: The user has that many.
             SessionNotFound: No such session.
-            InvalidArgument: A time or the owner is none.
+            InvalidArgument: A time or the holder is invalid.
         """
         if self._on_callers_connection:
             raise ChatLedgerError(
@@ -640,8 +542,8 @@ class ChatLedger:
             )
         options = LeaseOptions(
             clean_text(session_id),
-            _clean(user_id),
-            clean_text(owner) if owner is not None else f"{socket.gethostname()}:{os.getpid()}",
+            None if user_id is None else clean_text(user_id),
+            clean_text(holder) if holder is not None else f"{socket.gethostname()}:{os.getpid()}",
             self._settings.stream_ttl if ttl is None else _seconds(ttl, "ttl"),
             0.0 if wait is None else _seconds(wait, "wait"),
             force,
@@ -650,7 +552,7 @@ class ChatLedger:
         interval = (
             self._settings.flush_interval if flush_interval is None else _seconds(flush_interval, "flush_interval")
         )
-        return Stream(self._run, self._run_apart, options, interval)
+        return Stream(self._run, self._run_heartbeat, options, interval)
 
     # Following
 
@@ -674,27 +576,21 @@ class ChatLedger:
             ...         print(event.sequence, event.message.content)
 
         Args:
-            session_id: Which one.
+            session_id: The session.
             after: The last sequence that the caller has; -1: none. What happened to earlier messages until now
                 (amended, removed) is not told.
-            user_id: Who asks.
+            user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
 
         Raises:
             SessionNotFound: No such session.
             ChatLedgerError: The ledger was closed meanwhile; or it is on a connection of the caller's.
         """
-        return follow(self._open_listener, clean_text(session_id), after, _clean(user_id))
+        return follow(
+            self._open_listener, clean_text(session_id), after, None if user_id is None else clean_text(user_id)
+        )
 
     async def _open_listener(self) -> Listener:
-        database = await self._open_database()
-        if self._listener is None:
-            if self._on_callers_connection:
-                raise ChatLedgerError("following needs a ledger on a URL or a pool, not on a connection")
-            source = self._settings.listen_url or self.database_url or self._given
-            assert isinstance(source, str | asyncpg.Pool)
-            self._listener = Listener(lambda: listening_connection(source), database, self._settings.follow_ttl)
-            self._opened.push_async_callback(self._listener.close)
-        return self._listener
+        return await (self._resources or await self._open()).listener()
 
     # For operators
 
@@ -704,23 +600,19 @@ class ChatLedger:
         Raises:
             SessionNotFound: No such session.
         """
-        return await self._run(lambda c: functions.verify_session(c, _clean(session_id)))
+        return await self._run(functions.verify_session(session_id))
 
     async def status(self) -> dict[str, str | None]:
         """Return health at a glance: releases, sizes, who waits."""
-        return await self._run(functions.status)
+        return await self._run(functions.status())
 
     async def purge_sessions(self, older_than: timedelta, *, limit: int = 1000) -> int:
         """Remove a batch of sessions that nobody changed for so long; return how many. Call again until it is 0.
 
         Raises:
-            InvalidArgument: The age is negative or the limit is none.
+            InvalidArgument: The age is negative, or the limit is invalid.
         """
-        return await self._run(lambda c: functions.purge_sessions(c, older_than, limit))
-
-
-def _clean(text: str | None) -> str | None:
-    return None if text is None else clean_text(text)
+        return await self._run(functions.purge_sessions(older_than, limit))
 
 
 _FOREVER = 1e9
@@ -731,7 +623,3 @@ def _seconds(given: float, argument: str) -> float:
     if not isinstance(given, int | float) or given != given:  # NaN; math.isnan does not take the largest integers
         raise InvalidArgument(f"{argument}: expected a number of seconds", detail={"argument": argument})
     return max(-_FOREVER, min(given, _FOREVER))
-
-
-def _encoded(value: Mapping[str, Any] | None, argument: str) -> str | None:
-    return None if value is None else encode_object(value, argument)

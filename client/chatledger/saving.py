@@ -25,7 +25,7 @@ async def save_session(run: Run, session: ChatSession, fence: int | None) -> Non
 
     async def send(save: SessionSave) -> None:
         try:
-            outcome = await run(lambda c: functions.save_session(c, save.arguments))
+            outcome = await run(functions.save_session(save.arguments))
         except (InvalidMessage, MessageIdConflict) as error:
             raise _in_callers_list(error, save) from error
         session._baseline = save.apply(session, session._baseline, outcome)

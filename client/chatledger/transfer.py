@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatledger.errors import ChatLedgerError, MigrationError, SessionNotFound
 from chatledger.postgres import functions
-from chatledger.postgres.encoding import clean_text, encode_message, encode_object
+from chatledger.postgres.encoding import encode_messages
 
 if TYPE_CHECKING:
     from chatledger.ledger import ChatLedger
@@ -84,11 +84,7 @@ class _LineError(Exception):
 
 async def _import_line(ledger: ChatLedger, line: bytes) -> list[AppendReceipt]:
     conversation = _parse(line)
-    session_id = clean_text(conversation["session_id"])
-    user_id, title, status = (
-        None if conversation.get(key) is None else clean_text(conversation[key])
-        for key in ("user_id", "title", "status")
-    )
+    session_id, user_id = conversation["session_id"], conversation.get("user_id")
     metadata = dict(conversation.get("metadata") or {})
     if others := {key: value for key, value in conversation.items() if key not in _OWN_KEYS}:
         metadata[_OTHER_KEYS] = others
@@ -96,18 +92,18 @@ async def _import_line(ledger: ChatLedger, line: bytes) -> list[AppendReceipt]:
     async def store(connection: Connection) -> list[AppendReceipt]:
         # Both or none: a refused message must not leave an empty session behind.
         async with connection.transaction():
-            await functions.create_session(
-                connection, session_id, user_id, title, encode_object(metadata, "metadata"), status or "active"
-            )
-            return await functions.append_messages(connection, session_id, messages, user_id, None, None)
+            await create(connection)
+            return await append(connection)
 
     try:
-        messages = [
-            encode_message(
-                {"message_id": _derived_id(index)} | message if isinstance(message, dict) else message, index
-            )
+        create = functions.create_session(
+            session_id, user_id, conversation.get("title"), metadata, conversation.get("status") or "active"
+        )
+        messages = encode_messages(
+            {"message_id": _derived_id(index)} | message if isinstance(message, dict) else message
             for index, message in enumerate(conversation["messages"])
-        ]
+        )
+        append = functions.append_messages(session_id, messages, user_id)
         return await ledger._run(store)
     except ValueError as error:  # what is wrong with the line; an unavailable database is none
         raise _LineError(str(error)) from error
@@ -164,7 +160,7 @@ async def export_sessions(
 
 
 async def _read(ledger: ChatLedger, session_id: str, user_id: str | None) -> str | None:
-    read = await ledger._run(lambda c: functions.read_bodies(c, clean_text(session_id), user_id))
+    read = await ledger._run(functions.read_bodies(session_id, user_id))
     if read is None:
         return None
     session, bodies = read

@@ -4,14 +4,18 @@
 -- Attaches a tool call to the current turn's last assistant message, past tool results; a user message is the boundary.
 -- A turn without an assistant message gets one, with empty content.
 --
+-- p_session_id  the session
 -- p_tool_call   {"id": …, "type": "function", "function": {"name": …, "arguments": …}}
+-- p_user_id     only if the session belongs to this user; null skips the check (a trusted caller)
 -- p_message_id  id for the message, if one has to be made; null: generated
+-- p_fence       the fence of the stream that writes
 --
 -- Idempotent: a tool call id that was added before, or stands in the current turn, changes nothing; added = false.
--- Lock:   the session's row, so two callers who add a call each both succeed.
--- Raises: CL001 session not found, CL003 p_message_id is used, CL005 stale fence, CL007 invalid tool call; 40001.
--- Example: select * from chatledger.add_tool_call('s1',
---              '{"id": "call_1", "type": "function", "function": {"name": "search", "arguments": "{}"}}');
+-- Locks:      the session's row, so two callers who add a call each both succeed.
+-- Writes:     messages, added_tool_calls, sessions.
+-- Raises:     CL001 session not found, CL003 p_message_id is used, CL005 stale fence, CL007 invalid tool call; 40001.
+-- Example:    select * from chatledger.add_tool_call('s1',
+--                 '{"id": "call_1", "type": "function", "function": {"name": "search", "arguments": "{}"}}');
 create or replace function chatledger.add_tool_call(
     p_session_id text,
     p_tool_call jsonb,
@@ -23,6 +27,7 @@ returns table (message_id text, sequence integer, version bigint, added boolean)
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $function$
 #variable_conflict use_column
 declare
@@ -51,7 +56,7 @@ begin
     -- Added before, be it many turns ago: the same answer again.
     select m.* into v_message
     from chatledger.added_tool_calls as added
-    join chatledger.messages as m using (session_id, sequence)
+    join chatledger.messages as m using (session_id, message_id)
     where added.session_id = p_session_id and added.tool_call_id = v_call_id;
     if found then
         return query select v_message.message_id, v_message.sequence, v_session.version, false;
@@ -86,11 +91,11 @@ begin
         v_body := chatledger.message_body(v_holder);
         v_body := v_body || jsonb_build_object('tool_calls',
             coalesce(nullif(v_body -> 'tool_calls', 'null'), '[]') || jsonb_build_array(p_tool_call));
-        perform chatledger_internal.store_amended(v_holder, v_body);
+        perform chatledger_internal.store_amended(v_session, v_holder, v_body);
     end if;
 
-    insert into chatledger.added_tool_calls (session_id, tool_call_id, sequence)
-    values (p_session_id, v_call_id, v_holder.sequence);
+    insert into chatledger.added_tool_calls (session_id, tool_call_id, message_id)
+    values (p_session_id, v_call_id, v_holder.message_id);
 
     return query select v_holder.message_id, v_holder.sequence, v_session.version + 1, true;
 end

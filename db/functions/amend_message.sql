@@ -3,16 +3,21 @@
 --
 -- Changes a stored message: each key of the patch replaces that field, null removes it; "metadata" is merged key by key.
 --
+-- p_session_id        the session
+-- p_message_id        the message
 -- p_patch             an object; "role" and "message_id" cannot change
 -- p_expected_version  the session's version at which the caller read the message: refuses when it was amended since;
 --                     null: amend whatever is there
+-- p_user_id           only if the session belongs to this user; null skips the check (a trusted caller)
+-- p_fence             the fence of the stream that writes
 --
--- version is the session's version after the amendment; amended is false when the message already was like that.
+-- Returns:    the session's version after the amendment; amended is false when the message already was like that.
 -- Idempotent: the same patch again changes nothing and is not refused.
--- Lock:   the session's row.
--- Raises: CL001 session not found, CL004 amended since, CL005 stale fence, CL007 the patched message is invalid,
---         CL008 invalid argument, CL009 message not found; 40001.
--- Example: select * from chatledger.amend_message('s1', 'm1', '{"content": "hello"}');
+-- Locks:      the session's row.
+-- Writes:     messages, sessions.
+-- Raises:     CL001 session not found, CL004 amended since, CL005 stale fence, CL007 the patched message is invalid,
+--             CL008 invalid argument, CL009 message not found; 40001.
+-- Example:    select * from chatledger.amend_message('s1', 'm1', '{"content": "hello"}');
 create or replace function chatledger.amend_message(
     p_session_id text,
     p_message_id text,
@@ -54,8 +59,8 @@ begin
         perform chatledger_internal.raise_amended_since(v_message, p_expected_version);
     end if;
 
-    return query
-        select v_message.message_id, v_message.sequence, chatledger_internal.store_amended(v_message, v_patched), true;
+    v_session := chatledger_internal.store_amended(v_session, v_message, v_patched);
+    return query select v_message.message_id, v_message.sequence, v_session.version, true;
 end
 $function$;
 

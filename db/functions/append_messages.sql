@@ -4,19 +4,21 @@
 -- Appends a batch to a session: whole or not at all, on consecutive sequences, under one timestamp.
 --
 -- p_session_id         the session; it must exist
--- p_messages           messages in OpenAI's chat format, each with a "message_id" of the caller's; without one an id is
---                      generated, and sending that message again would store it again
--- p_user_id            who asks; null: a trusted caller
+-- p_messages           up to 100,000 messages in OpenAI's chat format, each with a "message_id" of the caller's; without one an
+--                      id is generated, and sending that message again would store it again
+-- p_user_id            only if the session belongs to this user; null skips the check (a trusted caller)
 -- p_expected_sequence  append only if the session's next sequence is this
 -- p_fence              the fence of the stream that writes
 --
 -- Idempotent: an id that is already stored with the same body, as appended or as amended since, stores nothing and
---         returns its place, appended = false.
--- Lock:   the session's row, until the transaction ends.
--- Raises: CL001 session not found, CL002 another sequence than expected, CL003 id stored with another body,
---         CL005 stale fence, CL007 invalid message, CL008 invalid argument; 40001 under REPEATABLE READ and SERIALIZABLE.
--- Example: select * from chatledger.append_messages('s1',
---              array['{"message_id": "m1", "role": "user", "content": "hi"}']::jsonb[]);
+--             returns its place, appended = false.
+-- Locks:      the session's row, until the transaction ends.
+-- Writes:     messages; sessions, at most once an hour.
+-- Raises:     CL001 session not found, CL002 another sequence than expected, CL003 id stored with another body,
+--             CL005 stale fence, CL007 invalid message, CL008 invalid argument, CL014 batch too large;
+--             40001 under REPEATABLE READ and SERIALIZABLE.
+-- Example:    select * from chatledger.append_messages('s1',
+--                 array['{"message_id": "m1", "role": "user", "content": "hi"}']::jsonb[]);
 create or replace function chatledger.append_messages(
     p_session_id text,
     p_messages jsonb[],
@@ -31,136 +33,84 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
-    v_first         integer;
-    v_updated_at    timestamptz;
-    v_watched_until timestamptz;
-    v_now           timestamptz;
-    v_version       bigint;
-    v_new           jsonb[] := p_messages;
-    v_inserted      integer;
-    v_index         integer;
-    v_conflict      text;
-    v_message       jsonb;
+    v_first       integer;
+    v_version     bigint;
+    v_now         timestamptz;
+    v_hour        timestamptz;
+    v_is_watched  boolean;
+    v_new         jsonb[] := p_messages;
+    v_inserted    integer;
+    v_message     jsonb;
 begin
-    if array_ndims(p_messages) is distinct from 1 then
+    if array_ndims(p_messages) is distinct from 1 or cardinality(p_messages) > 100000 then
         perform chatledger_internal.check_messages(p_messages);
         return;  -- An empty array.
     end if;
 
-    -- From here on nobody else writes to this session. Each step is a statement of its own, so that it sees what was
-    -- committed while this one waited for the lock. (This is lock_session without the call, which costs more than the lock.)
-    select s.next_sequence, s.updated_at, s.watched_until
-    into v_first, v_updated_at, v_watched_until
+    -- 1. Lock. From here on nobody else writes to this session. (This is lock_session without the call, which costs more than
+    -- the lock.)
+    select s.next_sequence, s.version, s.updated_at, s.active_hour
+    into v_first, v_version, v_now, v_hour
     from chatledger.sessions as s
     where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id) and p_fence is null
     for no key update;
     if not found then
         -- Bad messages come first among the refusals.
         perform chatledger_internal.check_messages(p_messages);
-        select s.next_sequence, s.updated_at, s.watched_until
-        into v_first, v_updated_at, v_watched_until
+        select s.next_sequence, s.version, s.updated_at, s.active_hour
+        into v_first, v_version, v_now, v_hour
         from chatledger_internal.lock_session(p_session_id, p_user_id, p_fence) as s;
     end if;
 
-    -- Never before the last write, also when the clock stepped back.
-    v_now := greatest(clock_timestamp(), v_updated_at);
+    -- 2. Read the tail: a statement of its own, so that it sees what was committed while the one above waited for the lock.
+    select tail.next_sequence, tail.version + 1, greatest(clock_timestamp(), tail.updated_at),
+        (select w.watched_until from chatledger.watches as w where w.session_id = p_session_id) is not null
+    into v_first, v_version, v_now, v_is_watched
+    from chatledger_internal.tail_of(p_session_id, v_first, v_version, v_now) as tail;
 
+    -- 3. Insert. The unique indexes find what is stored, whatever the planner believes of the table; without naming one, so that
+    -- REPEATABLE READ fails with 40001 also where the sequence collides with a message that it does not see.
     loop
-        -- The unique index finds the ids that are stored, whatever the planner believes of the table.
         insert into chatledger.messages (
             session_id, sequence, message_id, role, content, content_parts, name, tool_call_id, refusal, tool_calls,
-            function_call, metadata, duration_ms, extra, created_at)
+            function_call, metadata, duration_ms, extra, version, created_at)
         select
             p_session_id, v_first + input.position::integer - 1, input.message ->> 'message_id', field.role, field.content,
             field.content_parts, field.name, field.tool_call_id, field.refusal, field.tool_calls, field.function_call,
-            field.metadata, field.duration_ms, field.extra, v_now
+            field.metadata, field.duration_ms, field.extra, v_version, v_now
         from unnest(v_new) with ordinality as input (message, position)
         cross join lateral chatledger_internal.message_columns(input.message) as field
         where input.message ? 'message_id' and chatledger_internal.is_storable(input.message)
-        on conflict (session_id, message_id) do nothing;
+        on conflict do nothing;
         get diagnostics v_inserted = row_count;
         exit when v_inserted = cardinality(v_new);
 
         -- Some cannot be stored, which ends it; or have no id; or are stored already, or come twice in this batch. Take the
         -- others back, since they would leave gaps, and go on with only what is new.
-        perform chatledger_internal.check_messages(p_messages);
-        if v_inserted > 0 then
-            delete from chatledger.messages as m
-            where m.session_id = p_session_id and m.sequence >= v_first
-                and m.message_id = any (array(select message ->> 'message_id' from unnest(v_new) as message));
-        end if;
-
-        p_messages := array(
-            select jsonb_build_object('message_id', gen_random_uuid()) || input.message
-            from unnest(p_messages) with ordinality as input (message, position)
-            order by input.position);
-
-        -- The same id stands for the same body, or the caller is wrong. A key that is null is as good as none: clients drop
-        -- such keys from what they loaded. (Here and below, "limit 1" has each message looked up by its id. A join might read
-        -- the whole session, by a plan that the connection made while the table was small.)
-        select repeated.position - 1, repeated.id
-        into v_index, v_conflict
-        from (
-            select input.message ->> 'message_id' as id, input.position, body, first_value(body) over same_id as first_body
-            from unnest(p_messages) with ordinality as input (message, position)
-            cross join lateral chatledger_internal.merge_keys('{}', input.message - 'message_id') as body
-            window same_id as (partition by input.message ->> 'message_id' order by input.position)
-        ) as repeated
-        left join lateral (
-            select m.removed, m.original_hash, chatledger.message_body(m) as body
-            from chatledger.messages as m
-            where m.session_id = p_session_id and m.message_id = repeated.id
-            limit 1
-        ) as stored on true
-        where case
-            when stored.body is null then repeated.first_body <> repeated.body
-            -- As it was appended, or as it was amended since: a stale copy may hold either.
-            else (stored.removed or chatledger_internal.merge_keys('{}', stored.body) <> repeated.body)
-                and stored.original_hash is distinct from chatledger_internal.message_hash(repeated.body)
-        end
-        order by repeated.position
-        limit 1;
-        if found then
-            raise exception using
-                errcode = 'CL003',
-                message = format('message %s: message_id "%s" is stored in this session with another body',
-                    v_index, v_conflict),
-                detail = jsonb_build_object('index', v_index, 'field', 'message_id', 'message_id', v_conflict)::text,
-                hint = 'Nothing of this batch was stored. Use a new id for a new message, amend_message to change one.';
-        end if;
-
-        v_new := array(
-            select fresh.message
-            from (
-                select distinct on (input.message ->> 'message_id') input.message, input.position
-                from unnest(p_messages) with ordinality as input (message, position)
-                where (
-                    select stored.sequence
-                    from chatledger.messages as stored
-                    where stored.session_id = p_session_id and stored.message_id = input.message ->> 'message_id'
-                    limit 1) is null
-                order by input.message ->> 'message_id', input.position
-            ) as fresh
-            order by fresh.position);
+        delete from chatledger.messages as m
+        where m.session_id = p_session_id and m.sequence >= v_first and not m.removed;
+        p_messages := chatledger_internal.with_ids(p_messages);
+        v_new := chatledger_internal.new_messages(p_session_id, p_messages);
     end loop;
 
+    -- 4. Count the session on.
     if v_inserted > 0 then
         -- Only now, when something new was stored: the retry of an append that went through must not conflict with itself.
         if p_expected_sequence <> v_first then
-            perform chatledger_internal.raise_sequence_conflict(s, p_expected_sequence)
-            from chatledger.sessions as s
+            perform chatledger_internal.raise_sequence_conflict(p_session_id, v_version - 1, v_first,
+                p_expected_sequence);
+        end if;
+        if v_now >= v_hour + interval '1 hour' then
+            update chatledger.sessions as s
+            set next_sequence = v_first + v_inserted, version = v_version, updated_at = v_now
             where s.id = p_session_id;
         end if;
-
-        update chatledger.sessions as s
-        set next_sequence = s.next_sequence + v_inserted, version = s.version + 1, updated_at = v_now
-        where s.id = p_session_id
-        returning s.version into v_version;
-        if v_watched_until is not null then  -- spares the call where nobody ever followed
-            perform chatledger_internal.notify_followers(p_session_id, v_watched_until, v_version);
+        if v_is_watched then  -- spares the call where nobody ever followed
+            perform chatledger_internal.notify_followers(p_session_id, v_version);
         end if;
     end if;
 
+    -- 5. Answer.
     if v_inserted = cardinality(p_messages) then
         created_at := v_now;
         appended := true;
@@ -173,14 +123,14 @@ begin
     else
         return query
             select stored.message_id, stored.sequence, stored.created_at,
-                stored.sequence >= v_first
+                stored.version = v_version
                     and 1 = row_number() over (partition by stored.message_id order by input.position)
             from unnest(p_messages) with ordinality as input (message, position)
             cross join lateral (
-                select m.message_id, m.sequence, m.created_at
+                select m.message_id, m.sequence, m.created_at, m.version
                 from chatledger.messages as m
                 where m.session_id = p_session_id and m.message_id = input.message ->> 'message_id'
-                limit 1
+                limit 1  -- so that each is looked up by its id: see new_messages
             ) as stored
             order by input.position;
     end if;

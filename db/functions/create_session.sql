@@ -1,9 +1,18 @@
 -- create_session(p_session_id, p_user_id, p_title, p_metadata, p_status) -> chatledger.session_header
 --
--- Creates a session. Idempotent: the same id and owner again returns the session as it is, and changes nothing.
+-- Creates a session.
 --
--- Raises: CL001 the id belongs to another user or to a deleted session, CL008 invalid argument; 40001.
--- Example: select * from chatledger.create_session('s1', 'u1');
+-- p_session_id  the caller's id for it, up to 255 characters
+-- p_user_id     whose it is; null: nobody's, so that only trusted callers find it
+-- p_title       what to call it
+-- p_metadata    an object of the caller's; null: {}
+-- p_status      a word of the caller's, to filter lists by
+--
+-- Idempotent: the same id and user again returns the session as it is, and changes nothing.
+-- Locks:      none; waits for a transaction that is creating the same id.
+-- Writes:     sessions, watches.
+-- Raises:     CL001 the id belongs to another user or to a deleted session, CL008 invalid argument; 40001.
+-- Example:    select * from chatledger.create_session('s1', 'u1');
 create or replace function chatledger.create_session(
     p_session_id text,
     p_user_id text default null,
@@ -18,7 +27,6 @@ set search_path = pg_catalog, pg_temp
 as $function$
 declare
     v_session chatledger.sessions;
-    v_now     timestamptz := clock_timestamp();
 begin
     if p_session_id is null or char_length(p_session_id) not between 1 and 255 then
         perform chatledger_internal.raise_session_not_found(p_session_id);
@@ -32,20 +40,21 @@ begin
     if chatledger_internal.json_problem(p_metadata) is not null then
         perform chatledger_internal.raise_invalid_argument('metadata', chatledger_internal.json_problem(p_metadata));
     end if;
+    perform chatledger_internal.check_header_size(p_title, p_metadata, p_status);
 
-    insert into chatledger.sessions as s (id, user_id, title, metadata, status, created_at, updated_at)
-    values (p_session_id, p_user_id, p_title, coalesce(p_metadata, '{}'), coalesce(p_status, 'active'), v_now, v_now)
-    on conflict (id) do nothing
-    returning s.* into v_session;
+    v_session.id := p_session_id;
+    v_session.user_id := p_user_id;
+    v_session.title := p_title;
+    v_session.metadata := coalesce(p_metadata, '{}');
+    v_session.status := coalesce(p_status, 'active');
+    v_session.created_at := clock_timestamp();
+    v_session.updated_at := v_session.created_at;
+    perform chatledger_internal.insert_session(v_session);
 
-    if not found then
-        select s.* into v_session
-        from chatledger.sessions as s
-        where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, null, null)
-            and s.user_id is not distinct from p_user_id;
-        if not found then
-            perform chatledger_internal.raise_session_not_found(p_session_id);
-        end if;
+    -- As it is now, be it new or not.
+    v_session := chatledger_internal.session_now(p_session_id, null);
+    if v_session.id is null or v_session.user_id is distinct from p_user_id then
+        perform chatledger_internal.raise_session_not_found(p_session_id);
     end if;
     return chatledger_internal.header_of(v_session);
 end
@@ -54,4 +63,4 @@ $function$;
 revoke all on function chatledger.create_session(text, text, text, jsonb, text) from public;
 grant execute on function chatledger.create_session(text, text, text, jsonb, text) to chatledger_writer;
 comment on function chatledger.create_session(text, text, text, jsonb, text) is
-    'Creates a session; the same id and owner again returns what is there.';
+    'Creates a session; the same id and user again returns what is there.';

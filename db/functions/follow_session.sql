@@ -1,20 +1,24 @@
 -- follow_session(p_session_id, p_user_id, p_ttl, p_echo) -> (channel, watched_for), one row
 --
 -- Asks for a notification, on the channel, of every change of the session that is committed from now on: for p_ttl, so
--- call again before watched_for is over. The payload is the session's new version. First call this, then LISTEN, then
--- read: see notify_followers for why nothing is missed that way. A notification only says that there may be something to
--- read: read_session tells what.
+-- call again before watched_for is over. The payload is the session's new version. Call this and commit, LISTEN, call this
+-- again until watched_for is above 0, then read: nothing is missed that way. A notification only says that there may be
+-- something to read: read_session tells what.
 --
--- p_ttl   for how long; the watch is extended once less than half of it is left
--- p_echo  notify the channel now, so that the caller sees whether notifications reach it at all
+-- p_session_id  the session
+-- p_user_id     only if the session belongs to this user; null skips the check (a trusted caller)
+-- p_ttl         for how long; the watch is extended once less than half of it is left
+-- p_echo        notify the channel now, so that the caller sees whether notifications reach it at all
 --
--- watched_for is what is left of the watch. It is 0 when a transaction that has written to the session and is still open
--- kept it from being set: poll meanwhile, and call again soon. (An interval, since the caller's clock may be wrong.)
--- Changes neither the session's version nor its updated_at.
--- Idempotent.
--- Lock:   the session's row, if nobody has it; never waits.
--- Raises: CL001 session not found, CL008 invalid argument; 40001.
--- Example: select channel, watched_for from chatledger.follow_session('s1');
+-- Returns:    watched_for is what is left of a watch on which the caller can rely. It is 0 when this call has set the watch,
+--             which others see once it is committed, and while a transaction that has written to the session is open, which
+--             may not have seen the watch: poll meanwhile, and call again soon. (An interval, since the caller's clock may be
+--             wrong.)
+-- Idempotent: yes. Changes neither the session's version nor its updated_at.
+-- Locks:      the watch's row, which no writer locks, if no other follower has it; never waits.
+-- Writes:     watches.
+-- Raises:     CL001 session not found, CL008 invalid argument; 40001.
+-- Example:    select channel, watched_for from chatledger.follow_session('s1');
 create or replace function chatledger.follow_session(
     p_session_id text,
     p_user_id text default null,
@@ -26,36 +30,48 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $function$
+#variable_conflict use_column
 declare
     v_session chatledger.sessions;
-    v_watched timestamptz;
+    v_watch   chatledger.watches;
     v_now     timestamptz := clock_timestamp();
 begin
     -- An upper limit, so that nobody makes every write of a session notify for good.
     if p_ttl is null or p_ttl not between interval '1 millisecond' and interval '1 hour' then
         perform chatledger_internal.raise_invalid_argument('ttl', 'must be an interval from 1 millisecond to 1 hour');
     end if;
-
-    select s.* into v_session
-    from chatledger.sessions as s
-    where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id);
-    if not found then
+    v_session := chatledger_internal.session_now(p_session_id, p_user_id);
+    if v_session.id is null then
         perform chatledger_internal.raise_session_not_found(p_session_id);
     end if;
 
-    if coalesce(v_session.watched_until, '-infinity') < v_now + p_ttl / 2 then
-        update chatledger.sessions as s
-        set watched_until = v_now + p_ttl
-        where s.id = (
-            select free.id
-            from chatledger.sessions as free
-            where free.id = p_session_id
-            for no key update skip locked)
-        returning s.watched_until into v_watched;
+    select w.* into v_watch
+    from chatledger.watches as w
+    where w.session_id = p_session_id;
+    channel := v_watch.channel;
+    watched_for := interval '0';
+    if v_watch.watched_until > v_now and not exists (
+        -- Whoever holds the row's lock may have looked for the watch before it was committed.
+        select from chatledger.sessions as s
+        join pg_locks as l on l.locktype = 'transactionid' and l.granted and l.transactionid = s.xmax
+        where s.id = p_session_id and l.pid <> pg_backend_pid())
+    then
+        watched_for := v_watch.watched_until - v_now;
     end if;
 
-    channel := chatledger_internal.session_channel(p_session_id);
-    watched_for := greatest(coalesce(v_watched, v_session.watched_until) - v_now, interval '0');
+    if coalesce(v_watch.watched_until, '-infinity') < v_now + p_ttl / 2 then
+        update chatledger.watches as w
+        set watched_until = v_now + p_ttl
+        where w.session_id = (
+            select free.session_id
+            from chatledger.watches as free
+            where free.session_id = p_session_id
+            for update skip locked);
+        if found and watched_for > interval '0' then
+            watched_for := p_ttl;
+        end if;
+    end if;
+
     if coalesce(p_echo, false) then
         perform pg_notify(channel, v_session.version::text);
     end if;

@@ -2,15 +2,20 @@
 --
 -- A page of a session's messages, p_after and p_before excluded.
 --
--- Without p_after: the last p_limit messages before p_before (null: the newest). The page before that one is
---     p_before => its first sequence. A page that would start on a tool result reaches back to the assistant message that
---     made the call, so it can hold more than p_limit.
--- With p_after: the first p_limit messages after it. The next page is p_after => its last sequence. A page that would end
---     among tool results goes on to the last of them, so that the next one does not start inside the group.
--- p_limit null: no limit.
+-- p_session_id  the session
+-- p_user_id     only if the session belongs to this user; null skips the check (a trusted caller)
+-- p_after       the first p_limit messages after it. The next page is p_after => its last sequence. A page that would end
+--               among tool results goes on to the last of them, so that the next one does not start inside the group.
+--               Null: the last p_limit messages before p_before. The page before that one is p_before => its first
+--               sequence. A page that would start on a tool result reaches back to the assistant message that made the
+--               call, so it can hold more than p_limit.
+-- p_before      null: the newest
+-- p_limit       null: no limit
 --
--- Raises: CL001 session not found, CL008 invalid argument.
--- Example: select sequence, role, content from chatledger.get_messages('s1', p_limit => 20);
+-- Locks:      none.
+-- Writes:     nothing.
+-- Raises:     CL001 session not found, CL008 invalid argument.
+-- Example:    select sequence, role, content from chatledger.get_messages('s1', p_limit => 20);
 create or replace function chatledger.get_messages(
     p_session_id text,
     p_user_id text default null,
@@ -27,6 +32,7 @@ language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $function$
 #variable_conflict use_column
 declare

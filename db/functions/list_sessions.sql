@@ -1,14 +1,17 @@
 -- list_sessions(p_user_id, p_limit, p_cursor, p_title, p_status) -> headers, pinned first, then last changed first
 --
--- A page of a user's sessions (p_user_id null: of everybody's).
+-- A page of a user's sessions. A session that changes while somebody pages moves to the front; nothing else moves.
 --
--- p_cursor  "cursor" of the last row of the page before
--- p_title   only titles that contain this, in upper or lower case
--- p_status  only sessions with this status
+-- p_user_id  whose sessions; null: everybody's (a trusted caller)
+-- p_limit    how many, up to 1,000
+-- p_cursor   "cursor" of the last row of the page before
+-- p_title    only titles that contain this, in upper or lower case
+-- p_status   only sessions with this status
 --
--- A session that changes while somebody pages moves to the front; nothing else moves.
--- Raises: CL008 invalid argument.
--- Example: select session_id, title, updated_at from chatledger.list_sessions('u1', p_limit => 20);
+-- Locks:      none.
+-- Writes:     nothing.
+-- Raises:     CL008 invalid argument.
+-- Example:    select session_id, title, updated_at from chatledger.list_sessions('u1', p_limit => 20);
 create or replace function chatledger.list_sessions(
     p_user_id text,
     p_limit integer default 50,
@@ -26,6 +29,7 @@ language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $function$
 #variable_conflict use_column
 declare
@@ -48,41 +52,45 @@ begin
         v_hour := date_bin('1 hour', v_updated, timestamptz '2000-01-01 00:00:00+00');
     end if;
 
-    -- The index gives pinned and active_hour in order; only the rows of an hour are sorted by updated_at, and only those of
+    -- The index gives pinned and active_hour in order; only the rows of an hour are sorted by the time of now, and only those of
     -- the page are made into headers. (Two statements, since one for both would not use the index.)
     if p_user_id is not null then
         return query
             select header.*, concat(header.pinned::text::char(1), '/',
                 (extract(epoch from header.updated_at) * 1000000)::bigint, '/', header.session_id)
             from (
-                select s as session
+                select s as session, tail.next_sequence, tail.version, tail.updated_at
                 from chatledger.sessions as s
+                cross join lateral chatledger_internal.tail_of(s.id, s.next_sequence, s.version, s.updated_at) as tail
                 where s.user_id = p_user_id and s.deleted_at is null
                     and (s.pinned, s.active_hour) <= (v_pinned, v_hour)
-                    and (s.pinned, s.active_hour, s.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
+                    and (s.pinned, s.active_hour, tail.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
                     and (p_title is null or position(lower(p_title) in lower(s.title)) > 0)
                     and (p_status is null or s.status = p_status)
-                order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
+                order by s.pinned desc, s.active_hour desc, tail.updated_at desc, s.id desc
                 limit p_limit
             ) as page
-            cross join lateral chatledger_internal.header_of(page.session) as header
+            cross join lateral chatledger_internal.header_now(page.session, page.next_sequence, page.version,
+                page.updated_at) as header
             order by header.pinned desc, header.updated_at desc, header.session_id collate "C" desc;
     else
         return query
             select header.*, concat(header.pinned::text::char(1), '/',
                 (extract(epoch from header.updated_at) * 1000000)::bigint, '/', header.session_id)
             from (
-                select s as session
+                select s as session, tail.next_sequence, tail.version, tail.updated_at
                 from chatledger.sessions as s
+                cross join lateral chatledger_internal.tail_of(s.id, s.next_sequence, s.version, s.updated_at) as tail
                 where s.deleted_at is null
                     and (s.pinned, s.active_hour) <= (v_pinned, v_hour)
-                    and (s.pinned, s.active_hour, s.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
+                    and (s.pinned, s.active_hour, tail.updated_at, s.id) < (v_pinned, v_hour, v_updated, v_id)
                     and (p_title is null or position(lower(p_title) in lower(s.title)) > 0)
                     and (p_status is null or s.status = p_status)
-                order by s.pinned desc, s.active_hour desc, s.updated_at desc, s.id desc
+                order by s.pinned desc, s.active_hour desc, tail.updated_at desc, s.id desc
                 limit p_limit
             ) as page
-            cross join lateral chatledger_internal.header_of(page.session) as header
+            cross join lateral chatledger_internal.header_now(page.session, page.next_sequence, page.version,
+                page.updated_at) as header
             order by header.pinned desc, header.updated_at desc, header.session_id collate "C" desc;
     end if;
 end

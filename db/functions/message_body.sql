@@ -1,9 +1,14 @@
 -- message_body(p_message) -> jsonb
--- The message as it came in, without its message_id: in OpenAI's chat format, unknown keys and nulls included. The
--- inverse of message_columns.
--- Its functions are qualified: it runs as the caller, with the caller's search_path, since with one of its own it would not be
--- inlined.
--- Example: select sequence, chatledger.message_body(m) from chatledger.messages m where session_id = 's1' order by 1;
+--
+-- The message as it came in, without its message_id: in OpenAI's chat format, unknown keys and nulls included. Its functions are
+-- qualified: it runs as the caller, with the caller's search_path, since with one of its own it would not be inlined.
+--
+-- p_message  a row of chatledger.messages
+--
+-- Locks:      none.
+-- Writes:     nothing.
+-- Raises:     nothing.
+-- Example:    select sequence, chatledger.message_body(m) from chatledger.messages m where session_id = 's1' order by 1;
 create or replace function chatledger.message_body(p_message chatledger.messages)
 returns jsonb
 language sql

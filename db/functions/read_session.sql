@@ -4,18 +4,22 @@
 -- A session and its messages, of one moment, in one call. No row at all when the session is missing, deleted or another
 -- user's.
 --
--- p_since_version, p_since_sequence  the header's version and next_sequence of an earlier read: only what changed since,
---     that is new messages, and earlier ones that were amended or removed (removed = true, without content). Without
---     p_since_version: only the messages from p_since_sequence on.
--- The header has the session's totals, and in "usage" the records of usage; with p_since_version those since, with p_last none.
+-- p_session_id      the session
+-- p_user_id         only if the session belongs to this user; null skips the check (a trusted caller)
+-- p_since_version, p_since_sequence
+--                   the header's version and next_sequence of an earlier read: only what changed since, that is new
+--                   messages, and earlier ones that were amended or removed (removed = true, without content). Without
+--                   p_since_version: only the messages from p_since_sequence on.
+-- p_last            only the last so many messages, reaching back like get_messages
+-- p_limit           only the first so many of the messages from p_since_sequence on. If there are that many, go on with the
+--                   version of this header and the last message's sequence + 1.
 --
--- p_last   only the last so many messages, reaching back like get_messages
--- p_limit  only the first so many of the messages from p_since_sequence on. If there are that many, go on with the version
---     of this header and the last message's sequence + 1.
---
--- Stable, so that all its statements see the snapshot of the calling query.
--- Raises: CL008 invalid argument.
--- Example: select session, sequence, role, content from chatledger.read_session('s1');
+-- Returns:    the header has the session's totals, and in "usage" the records of usage; with p_since_version those since,
+--             with p_last none. All is of the snapshot of the calling query, since the function is stable.
+-- Locks:      none.
+-- Writes:     nothing.
+-- Raises:     CL008 invalid argument.
+-- Example:    select session, sequence, role, content from chatledger.read_session('s1');
 create or replace function chatledger.read_session(
     p_session_id text,
     p_user_id text default null,
@@ -33,6 +37,7 @@ language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $function$
 #variable_conflict use_column
 declare
@@ -49,10 +54,8 @@ begin
         perform chatledger_internal.raise_invalid_argument('since_version', 'needs since_sequence');
     end if;
 
-    select s.* into v_session
-    from chatledger.sessions as s
-    where s.id = p_session_id and chatledger_internal.is_visible(s.deleted_at, s.user_id, p_user_id);
-    if not found then
+    v_session := chatledger_internal.session_now(p_session_id, p_user_id);
+    if v_session.id is null then
         return;
     end if;
 

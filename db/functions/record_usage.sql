@@ -3,14 +3,20 @@
 --
 -- Adds token usage to a session, exactly once for each p_usage_id (the completion's id, say).
 --
--- p_total_tokens  null: the sum of the other two
--- p_details       what else the provider told: of its keys, "cache_read_tokens", "cache_creation_tokens" and
---                 "reasoning_tokens" are added up too, and "model" is the model; all others are kept as they are
+-- p_session_id         the session
+-- p_usage_id           what makes it once
+-- p_prompt_tokens      tokens of the question
+-- p_completion_tokens  tokens of the answer
+-- p_total_tokens       null: the sum of the other two
+-- p_user_id            only if the session belongs to this user; null skips the check (a trusted caller)
+-- p_details            what else the provider told: of its keys, "cache_read_tokens", "cache_creation_tokens" and
+--                      "reasoning_tokens" are added up too, and "model" is the model; all others are kept as they are
 --
--- Idempotent: the same id with the same numbers again adds nothing.
--- Lock:   the session's row.
--- Raises: CL001 session not found, CL008 invalid argument, CL011 the id was recorded with other numbers; 40001.
--- Example: select total_tokens from chatledger.record_usage('s1', 'chatcmpl-1', 120, 30);
+-- Idempotent: the same id with the same numbers and details again adds nothing.
+-- Locks:      the session's row.
+-- Writes:     usage_records, sessions.
+-- Raises:     CL001 session not found, CL008 invalid argument, CL011 the id was recorded with other numbers; 40001.
+-- Example:    select total_tokens from chatledger.record_usage('s1', 'chatcmpl-1', 120, 30);
 create or replace function chatledger.record_usage(
     p_session_id text,
     p_usage_id text,
@@ -89,10 +95,10 @@ begin
         cache_read_tokens = s.cache_read_tokens + v_used.cache_read_tokens,
         cache_creation_tokens = s.cache_creation_tokens + v_used.cache_creation_tokens,
         reasoning_tokens = s.reasoning_tokens + v_used.reasoning_tokens,
-        version = v_used.version, updated_at = v_used.created_at
+        next_sequence = v_session.next_sequence, version = v_used.version, updated_at = v_used.created_at
     where s.id = p_session_id
     returning s.* into v_session;
-    perform chatledger_internal.notify_followers(p_session_id, v_session.watched_until, v_session.version);
+    perform chatledger_internal.notify_followers(p_session_id, v_session.version);
     return chatledger_internal.header_of(v_session);
 end
 $function$;

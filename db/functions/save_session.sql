@@ -6,25 +6,28 @@
 -- what the caller saw and what it wants; without "from" or "to" the value was, or is to be, absent. Numbers are compared as
 -- doubles, since most clients hold them so.
 --
+-- p_session_id    the session
+-- p_user_id       only if the session belongs to this user; null skips the check (a trusted caller)
 -- p_read_version  the session's version that the caller read; null or 0: it never saved this session, so create it.
---               Otherwise one that is gone stays gone.
--- p_header      changes of "title", "pinned", "status", and of keys of "metadata". One that somebody else changed since
---               stays as they left it: the returned header tells.
--- p_messages    new messages, as for append_messages
--- p_amendments  objects {"message_id", "fields": changes, "metadata": changes of its keys, "add_tool_calls": […]}. A field
---               that somebody else changed since is refused, and so are "role" and "message_id"; a tool call whose id
---               the message has is passed over.
--- p_usage       objects {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens", …}, each recorded exactly once;
---               the other keys are the details that record_usage takes
--- p_fence       the fence of the stream that writes
+--                 Otherwise a session that is gone stays gone.
+-- p_header        changes of "title", "pinned", "status", and of keys of "metadata". One that somebody else changed since
+--                 stays as they left it: the returned header tells.
+-- p_messages      new messages, as for append_messages
+-- p_amendments    objects {"message_id", "fields": changes, "metadata": changes of its keys, "add_tool_calls": […]}. A field
+--                 that somebody else changed since is refused, and so are "role" and "message_id"; a tool call whose id
+--                 the message has is passed over.
+-- p_usage         objects {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens", …}, each recorded exactly once;
+--                 the other keys are the details that record_usage takes
+-- p_fence         the fence of the stream that writes
 --
 -- Idempotent: the same call again changes nothing.
--- Lock:   the session's row.
--- Raises: CL001 session not found, CL003 message id conflict, CL004 amended since, CL005 stale fence, CL007 invalid message,
---         CL008 invalid argument, CL009 message not found, CL011 usage id conflict; 40001.
--- Example: select session ->> 'title' as title, message_id, sequence from chatledger.save_session('s1',
---              p_header => '{"title": {"to": "Trip to Oslo"}}',
---              p_messages => array['{"message_id": "m2", "role": "user", "content": "When?"}']::jsonb[]);
+-- Locks:      the session's row.
+-- Writes:     sessions, watches, messages, usage_records.
+-- Raises:     CL001 session not found, CL003 message id conflict, CL004 amended since, CL005 stale fence, CL007 invalid
+--             message, CL008 invalid argument, CL009 message not found, CL011 usage id conflict, CL014 batch too large; 40001.
+-- Example:    select session ->> 'title' as title, message_id, sequence from chatledger.save_session('s1',
+--                 p_header => '{"title": {"to": "Trip to Oslo"}}',
+--                 p_messages => array['{"message_id": "m2", "role": "user", "content": "When?"}']::jsonb[]);
 create or replace function chatledger.save_session(
     p_session_id text,
     p_user_id text default null,
@@ -47,6 +50,7 @@ declare
     v_session   chatledger.sessions;
     v_changed   chatledger.sessions;
     v_before    bigint;
+    v_version   bigint;
     v_amendment jsonb;
     v_usage     jsonb;
     v_amended   text[] := '{}';
@@ -75,7 +79,7 @@ begin
         select jsonb_object_agg(change.key, change.value)
         from jsonb_each(p_header -> 'metadata') as change
         where chatledger_internal.same_value(v_session.metadata -> change.key, change.value -> 'from')));
-    perform chatledger_internal.store_header(v_session, v_changed);
+    v_session := chatledger_internal.store_header(v_session, v_changed);
 
     foreach v_amendment in array p_amendments loop
         if not exists (
@@ -84,8 +88,12 @@ begin
         then
             -- Of a new message: one that the caller changed after it had sent it and got no answer.
             v_later := v_later || v_amendment;
-        elsif chatledger_internal.apply_amendment(p_session_id, v_amendment, p_read_version) then
-            v_amended := v_amended || (v_amendment ->> 'message_id');
+        else
+            v_version := v_session.version;
+            v_session := chatledger_internal.apply_amendment(v_session, v_amendment, p_read_version);
+            if v_session.version > v_version then
+                v_amended := v_amended || (v_amendment ->> 'message_id');
+            end if;
         end if;
     end loop;
 
@@ -99,14 +107,17 @@ begin
     v_appended := array(
         select receipt.message_id from chatledger.append_messages(p_session_id, p_messages) as receipt);
 
-    foreach v_amendment in array v_later loop
-        perform chatledger_internal.apply_amendment(p_session_id, v_amendment, p_read_version);
-    end loop;
+    if v_later <> '{}' then
+        v_session := chatledger_internal.lock_session(p_session_id, p_user_id);
+        foreach v_amendment in array v_later loop
+            v_session := chatledger_internal.apply_amendment(v_session, v_amendment, p_read_version);
+        end loop;
+    end if;
 
+    v_session := chatledger_internal.lock_session(p_session_id, p_user_id);
     return query
-        select to_jsonb(chatledger_internal.header_of(s)), v_before, null::text, null::integer, null::timestamptz, null::bigint
-        from chatledger.sessions as s
-        where s.id = p_session_id;
+        select to_jsonb(chatledger_internal.header_of(v_session)), v_before, null::text, null::integer, null::timestamptz,
+            null::bigint;
     return query
         select null::jsonb, null::bigint, m.message_id, m.sequence, m.created_at, m.amended_version
         from unnest(v_amended || v_appended) as wanted (id)

@@ -4,12 +4,17 @@
 -- Removes the messages from a sequence on, for "edit and regenerate". Their content is erased; their numbers and ids stay
 -- taken: the next message goes on at next_sequence, and the retry of a removed message does not bring it back.
 --
+-- p_session_id         the session
+-- p_from_sequence      the first message to remove
+-- p_user_id            only if the session belongs to this user; null skips the check (a trusted caller)
 -- p_expected_sequence  the session's next_sequence that the caller saw: refuses when somebody appended since
+-- p_fence              the fence of the stream that writes
 --
--- Idempotent with p_expected_sequence; without it, a retry also removes what was appended in between.
--- Lock:   the session's row.
--- Raises: CL001 session not found, CL002 somebody appended since, CL005 stale fence, CL008 invalid argument; 40001.
--- Example: select * from chatledger.truncate_session('s1', 4);
+-- Idempotent: with p_expected_sequence; without it, a retry also removes what was appended in between.
+-- Locks:      the session's row.
+-- Writes:     messages, sessions.
+-- Raises:     CL001 session not found, CL002 somebody appended since, CL005 stale fence, CL008 invalid argument; 40001.
+-- Example:    select * from chatledger.truncate_session('s1', 4);
 create or replace function chatledger.truncate_session(
     p_session_id text,
     p_from_sequence integer,
@@ -34,7 +39,8 @@ begin
     v_session := chatledger_internal.lock_session(p_session_id, p_user_id, p_fence);
 
     if p_expected_sequence <> v_session.next_sequence then
-        perform chatledger_internal.raise_sequence_conflict(v_session, p_expected_sequence);
+        perform chatledger_internal.raise_sequence_conflict(p_session_id, v_session.version,
+            v_session.next_sequence, p_expected_sequence);
     end if;
 
     update chatledger.messages as m
@@ -46,12 +52,10 @@ begin
     get diagnostics v_removed = row_count;
 
     if v_removed > 0 then
-        update chatledger.sessions as s
-        set removed_count = s.removed_count + v_removed, version = s.version + 1,
-            updated_at = greatest(clock_timestamp(), s.updated_at)
-        where s.id = p_session_id
-        returning s.* into v_session;
-        perform chatledger_internal.notify_followers(p_session_id, v_session.watched_until, v_session.version);
+        v_session.removed_count := v_session.removed_count + v_removed;
+        v_session.version := v_session.version + 1;
+        v_session.updated_at := greatest(clock_timestamp(), v_session.updated_at);
+        perform chatledger_internal.advance_session(v_session);
     end if;
     return query select v_removed, v_session.next_sequence, v_session.version;
 end

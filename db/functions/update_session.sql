@@ -3,13 +3,19 @@
 --
 -- Changes what is given; a null argument leaves its field alone; an empty title takes the title away.
 --
+-- p_session_id     the session
+-- p_user_id        only if the session belongs to this user; null skips the check (a trusted caller)
+-- p_title          the new title, up to 1,000 characters
 -- p_only_if_empty  set the title only while the session has none
--- p_metadata       merged key by key; a key given as null is removed
+-- p_metadata       merged key by key, up to 1,000,000 bytes; a key given as null is removed
+-- p_pinned         listed first; a pin does not move the session up its list otherwise
+-- p_status         a word of the caller's
 --
--- Idempotent: setting what is already so changes nothing, the version neither.
--- Lock:   the session's row.
--- Raises: CL001 session not found, CL008 invalid argument; 40001.
--- Example: select * from chatledger.update_session('s1', p_title => 'Trip to Oslo', p_only_if_empty => true);
+-- Idempotent: setting what is already so changes nothing, nor the version.
+-- Locks:      the session's row.
+-- Writes:     sessions.
+-- Raises:     CL001 session not found, CL008 invalid argument; 40001.
+-- Example:    select * from chatledger.update_session('s1', p_title => 'Trip to Oslo', p_only_if_empty => true);
 create or replace function chatledger.update_session(
     p_session_id text,
     p_user_id text default null,
@@ -31,6 +37,8 @@ begin
     if jsonb_typeof(p_metadata) <> 'object' then
         perform chatledger_internal.raise_invalid_argument('metadata', 'must be a JSON object');
     end if;
+
+    perform chatledger_internal.check_header_size(p_title, p_metadata, p_status);
 
     v_session := chatledger_internal.lock_session(p_session_id, p_user_id);
 

@@ -1,5 +1,11 @@
 -- version() -> text
+--
 -- The release of chatledger whose functions this database has.
+--
+-- Locks:      none.
+-- Writes:     nothing.
+-- Raises:     nothing.
+-- Example:    select chatledger.version();
 create or replace function chatledger.version()
 returns text
 language sql

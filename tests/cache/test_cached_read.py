@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 import chatledger
 from chatledger import ChatLedger, ChatSession, MessageNotFound, Settings
 from chatledger.cache.link import SessionCache, _sealed, _unsealed
-from chatledger.postgres import functions
 from chatledger.postgres.encoding import encode_message
+from tests.helpers.calls import real_call, replace_call
 from tests.helpers.cancelling import small_ledger, was_cancelled_at
 from tests.helpers.messages import user
 from tests.helpers.properties import examples
@@ -104,14 +104,14 @@ async def test_session_ttl_of_the_settings(database_url: str, server: Server) ->
 async def test_an_unchanged_session_comes_from_the_copy(cached: ChatLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await saved(cached, *"abc")
     read: list[int] = []
-    real = functions.read_changes
+    real = real_call("read_changes")
 
     async def counted(*arguments: Any) -> Any:
         changes = await real(*arguments)
         read.append(len(changes.messages) if changes else -1)
         return changes
 
-    monkeypatch.setattr(functions, "read_changes", counted)
+    replace_call(monkeypatch, "read_changes", counted)
     await load(cached, session)
     await cached.append_messages(session.session_id, [user("d")])
     assert len((await load(cached, session)).messages) == 4
@@ -247,7 +247,7 @@ async def test_a_damaged_copy_leaves_no_task_behind(
     cached: ChatLedger, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await saved(cached, "one")
-    asked, real = [], functions.read_changes
+    asked, real = [], real_call("read_changes")
 
     async def slow_where_there_is_a_copy(*arguments: Any) -> Any:
         if arguments[3] is not None:
@@ -255,7 +255,7 @@ async def test_a_damaged_copy_leaves_no_task_behind(
             await asyncio.Event().wait()
         return await real(*arguments)
 
-    monkeypatch.setattr(functions, "read_changes", slow_where_there_is_a_copy)
+    replace_call(monkeypatch, "read_changes", slow_where_there_is_a_copy)
     server.redis.hset(key(session), "0", _sealed(b"0", b"[]"))
     assert await load(cached, session) == session
     [task] = asked
@@ -304,8 +304,9 @@ damages = st.lists(
 @pytest.fixture
 async def damaged(cached: ChatLedger) -> ChatSession:
     """A session whose copy gets damaged."""
-    assert cached._cache is not None
-    cached._cache._timeout = 10  # a busy machine must not make it look as if there were no copy
+    assert cached._resources is not None
+    assert cached._resources.cache is not None
+    cached._resources.cache._timeout = 10  # a busy machine must not make it look as if there were no copy
     return await saved(cached, *map(str, range(40)))  # three blocks
 
 

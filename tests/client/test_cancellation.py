@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from chatledger import ChatLedger, ChatMessage, ChatSession, Usage, set_default_ledger, upsert_chat_session
 from tests.helpers.cancelling import small_ledger, was_cancelled_at
-from tests.helpers.following import gone
+from tests.helpers.following import followers_of, gone
 from tests.helpers.openai_server import chunk
 
 Stored = tuple[str | None, list[Any], int]
@@ -176,7 +176,7 @@ async def test_following_may_be_cancelled_at_every_await_and_begun_again(
     for number in range(1, 200):
         async with small_ledger(database_url) as ledger:
             cancelled = await was_cancelled_at(number, first(ledger))
-            assert ledger._listener is None or ledger._listener._followers == {}
+            assert followers_of(ledger) == []
             await first(ledger)
             async with asyncio.timeout(30):
                 while not await gone(connection):  # the connection that LISTENs

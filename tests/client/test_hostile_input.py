@@ -273,7 +273,7 @@ stream_arguments = st.fixed_dictionaries(
     {"session_id": BY_NAME["session_id"] | wrong},
     optional={
         "user_id": BY_NAME["user_id"] | wrong,
-        "owner": st.none() | any_text | wrong,
+        "holder": st.none() | any_text | wrong,
         "ttl": times,
         "wait": times,
         "force": st.booleans() | wrong,

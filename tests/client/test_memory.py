@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic_core import from_json
 
 from chatledger import ChatLedger, ChatSession, InvalidMessage, Settings
+from tests.helpers.following import listener_of
 from tests.helpers.messages import user
 from tests.helpers.openai_server import chunk
 from tests.helpers.waiting import until
@@ -48,7 +49,7 @@ async def a_round(ledger: ChatLedger) -> None:
     for bad in ({"role": "odd", "content": "x" * 50_000_000}, {"role": "user", "metadata": {"x" * 5_000_000: {1}}}):
         with pytest.raises(InvalidMessage):
             await ledger.append_messages(session.session_id, [bad])
-    await until(lambda: ledger._listener and ledger._listener._task is None)  # nobody follows any more
+    await until(lambda: listener_of(ledger)._task is None)  # nobody follows any more
 
 
 async def drop_cancelled_timers() -> None:

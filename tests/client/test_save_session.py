@@ -22,7 +22,7 @@ from chatledger import (
     SessionNotFound,
     Usage,
 )
-from chatledger.postgres import functions
+from tests.helpers.calls import real_call, replace_call
 from tests.helpers.messages import call, user
 from tests.helpers.sessions import load
 from tests.helpers.sql import Psql
@@ -254,7 +254,7 @@ async def test_g3_a_message_that_was_changed_after_a_cancelled_save(
     session = await saved(ledger, "one") if stored else ChatSession.new(user_id="u1")
     session.messages.append(ChatMessage(role="assistant", content="thinking"))
     session.usage.append(Usage(total_tokens=3))
-    real = functions.save_session
+    real = real_call("save_session")
 
     async def cancelled(*arguments: Any) -> Any:
         if committed:
@@ -262,7 +262,7 @@ async def test_g3_a_message_that_was_changed_after_a_cancelled_save(
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(functions, "save_session", cancelled)
+        replace_call(patch, "save_session", cancelled)
         with pytest.raises(asyncio.CancelledError):
             await ledger.save_session(session)
     if by_json:
@@ -628,7 +628,7 @@ async def test_what_is_changed_while_it_is_saved_is_not_replaced(
 ) -> None:
     session = await saved(ledger)
     session.messages.append(user("a\0"))
-    real = functions.save_session
+    real = real_call("save_session")
 
     async def changed_meanwhile(*arguments: Any) -> Any:
         outcome = await real(*arguments)
@@ -636,7 +636,7 @@ async def test_what_is_changed_while_it_is_saved_is_not_replaced(
         return outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(functions, "save_session", changed_meanwhile)
+        replace_call(patch, "save_session", changed_meanwhile)
         await ledger.save_session(session)
     assert texts(await load(ledger, session.session_id)) == ["a\ufffd"]
     await ledger.save_session(session)

@@ -38,8 +38,9 @@ VALUES = {
     "p_usage_id": "'use1'",
     "p_prompt_tokens": "1",
     "p_completion_tokens": "2",
-    "p_owner": "'worker'",
+    "p_holder": "'worker'",
     "p_ttl": "interval '1 minute'",
+    "p_fence": "(select max(fence) from chatledger.streams)",
 }
 # Other ways to ask, which take another path through the function.
 MORE = {
@@ -53,7 +54,7 @@ MORE = {
         "p_message_id => 'm1', p_patch => '{\"content\": 7}'",
         "p_message_id => 'm1', p_patch => '{\"content\": \"x\"}', p_fence => 1",
     ],
-    "begin_stream": [f"p_owner => 'worker', {more}" for more in ("p_force => true", "p_max_streams => 1")],
+    "begin_stream": [f"p_holder => 'worker', {more}" for more in ("p_force => true", "p_max_streams => 1")],
     "follow_session": ["p_echo => true"],
     "add_tool_call": ['p_tool_call => \'{"id": "c1", "function": {"name": "search"}}\''],
     "get_messages": ["p_after => 0", "p_after => -1, p_limit => 1", "p_before => 2, p_limit => 1", "p_before => 0"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -36,9 +37,9 @@ async def test_the_holder_gets_a_fence_and_learns_where_the_session_is(connectio
 
     lease = await begin_stream(connection, ttl=timedelta(minutes=5))
 
-    assert (lease["fence"], lease["version"], lease["next_sequence"], lease["message_count"]) == (1, 3, 3, 2)
+    assert (lease["version"], lease["next_sequence"], lease["message_count"]) == (3, 3, 2)
     assert timedelta(minutes=5) <= lease["expires_at"] - before < timedelta(minutes=6)
-    (row,) = await append(connection, [user("a")], fence=1)
+    (row,) = await append(connection, [user("a")], fence=lease["fence"])
     assert row["appended"]
 
 
@@ -47,7 +48,7 @@ async def test_g7_second_one_is_refused_and_told_who_has_it(connection: Connecti
     lease = await begin_stream(connection, "host-1:4711")
     before = await everything(connection)
 
-    with refused("CL006", session_id="s1", owner="host-1:4711") as refusal:
+    with refused("CL006", session_id="s1", holder="host-1:4711") as refusal:
         await begin_stream(connection, "host-2:815")
     assert datetime.fromisoformat(said(refusal.value)["detail"]["expires_at"]) == lease["expires_at"]
 
@@ -71,8 +72,8 @@ async def test_g7_a_lease_that_ran_out_is_free_and_its_holder_is_refused(connect
 
     new = await begin_stream(connection, "awake")
 
-    assert new["fence"] == old["fence"] + 1
-    with refused("CL005", fence=old["fence"], current_fence=new["fence"]):
+    assert new["fence"] > old["fence"]
+    with refused("CL005", fence=old["fence"]):
         await append(connection, [user("a")], fence=old["fence"])
     await append(connection, [user("b")], fence=new["fence"])
 
@@ -81,7 +82,7 @@ async def test_an_operator_takes_over_by_force(connection: Connection) -> None:
     await new_session(connection)
     old = await begin_stream(connection)
     new = await begin_stream(connection, "operator", force=True)
-    assert new["fence"] == old["fence"] + 1
+    assert new["fence"] > old["fence"]
     with refused("CL005"):
         await append(connection, [user("a")], fence=old["fence"])
 
@@ -106,14 +107,23 @@ async def test_fences_only_go_up(connection: Connection) -> None:
     fences = []
     for end in (
         "select chatledger.end_stream('s1', {fence})",
-        "update chatledger.sessions set stream_expires_at = clock_timestamp()",
+        "update chatledger.streams set expires_at = clock_timestamp()",
         "select chatledger.truncate_session('s1', 0)",
     ):
         fences.append((await begin_stream(connection, force=True))["fence"])
         await connection.execute(end.format(fence=fences[-1]))
-    await connection.execute("select chatledger.delete_session('s1')")
-    assert fences == [1, 2, 3]
-    assert await connection.fetchval("select stream_fence from chatledger.sessions") == 3
+    for purge in ("select chatledger.delete_session('s1')", "delete from chatledger.sessions"):
+        await connection.execute(purge)
+    await new_session(connection)  # created anew under the same id
+    fences.append((await begin_stream(connection))["fence"])
+    assert fences == sorted(set(fences))
+
+
+async def test_fences_cannot_be_guessed(connection: Connection) -> None:
+    await new_session(connection)
+    fences = [(await begin_stream(connection, force=True))["fence"] for _ in range(20)]
+    assert len({later - earlier for earlier, later in pairwise(fences)}) > 10
+    assert max(fences) < 2**53  # JavaScript's numbers are exact up to there
 
 
 async def test_a_deleted_session_has_no_stream(connection: Connection) -> None:
@@ -121,7 +131,7 @@ async def test_a_deleted_session_has_no_stream(connection: Connection) -> None:
     await begin_stream(connection)
     await connection.execute("select chatledger.delete_session('s1')")
     assert await connection.fetch("select * from chatledger.active_streams") == []
-    assert await connection.fetch("select from chatledger.sessions where stream_id is not null") == []
+    assert await connection.fetch("select from chatledger.streams") == []
     with refused("CL001"):
         await begin_stream(connection)
 
@@ -151,19 +161,19 @@ async def test_waits_for_whoever_writes_and_sees_what_that_did(connection: Conne
     waiting = asyncio.create_task(begin_stream(second))
     await until_waiting(connection)
     await transaction.commit()
-    with refused("CL006", owner="first"):
+    with refused("CL006", holder="first"):
         await waiting
 
 
 async def test_active_streams_shows_who_streams(connection: Connection) -> None:
     for session_id in ("s1", "s2", "s3"):
         await new_session(connection, session_id=session_id)
-        await begin_stream(connection, f"owner of {session_id}", session_id=session_id)
+        await begin_stream(connection, f"holder of {session_id}", session_id=session_id)
     await run_out(connection, "s2")
-    await connection.execute("select chatledger.end_stream('s3', 1)")
+    await connection.execute("select chatledger.end_stream('s3', fence) from chatledger.streams")
 
     row = await one(connection, "select *, expires_at - began_at as lasts from chatledger.active_streams")
-    assert (row["session_id"], row["user_id"], row["owner"], row["fence"]) == ("s1", "u1", "owner of s1", 1)
+    assert (row["session_id"], row["user_id"], row["holder"]) == ("s1", "u1", "holder of s1")
     assert row["lasts"] == timedelta(hours=1)
 
 
@@ -184,7 +194,7 @@ async def test_a_user_has_at_most_so_many_streams(connection: Connection) -> Non
 
     await begin_stream(connection, session_id="s2", max_streams=2, force=True)  # takes the place of one
     await run_out(connection, "s1")
-    await connection.execute("select chatledger.end_stream('s2', 2)")
+    await connection.execute("select chatledger.end_stream('s2', fence) from chatledger.active_streams")
     for session_id in ("s3", "s4"):
         await begin_stream(connection, session_id=session_id, max_streams=2)
 
@@ -217,15 +227,39 @@ async def test_a_limit_of_one_user_holds_nobody_else_up(connection: Connection, 
         await begin_stream(connection, session_id="s2", max_streams=1)
 
 
+async def test_nobody_who_waits_for_a_user_holds_a_session(connection: Connection, connect: Connect) -> None:
+    """Else appends to that session would wait for somebody else's open transaction."""
+    await new_session(connection)
+    await new_session(connection, session_id="s2")
+    holder, waiter = await connect(), await connect()
+    async with holder.transaction():
+        await begin_stream(holder, max_streams=1)
+        beginning = asyncio.create_task(begin_stream(waiter, session_id="s2", max_streams=2))
+        await until_waiting(connection)
+        await append(connection, [user("a")], session_id="s2")
+    await beginning
+
+
+async def test_who_may_not_call_us_cannot_keep_others_from_streaming(connection: Connection, connect: Connect) -> None:
+    await new_session(connection)
+    stranger = await connect()
+    async with stranger.transaction():
+        await stranger.execute("create role stranger; set local role stranger")
+        for key in ("chatledger.streams u1", "chatledger.migrations"):
+            await stranger.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", key)
+        await begin_stream(connection, max_streams=1)
+        await stranger.execute("reset role; drop role stranger")
+
+
 # Bad input
 
 
 @pytest.mark.parametrize(
     ("argument", "given"),
     [
-        ("owner", {"owner": None}),
-        ("owner", {"owner": ""}),
-        ("owner", {"owner": "x" * 256}),
+        ("holder", {"holder": None}),
+        ("holder", {"holder": ""}),
+        ("holder", {"holder": "x" * 256}),
         ("ttl", {"ttl": None}),
         ("ttl", {"ttl": timedelta(0)}),
         ("ttl", {"ttl": timedelta(seconds=-1)}),

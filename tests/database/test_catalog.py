@@ -11,7 +11,7 @@ import pglast
 import pytest
 
 from chatledger.postgres.migrations import sql_folder
-from tests.helpers.catalog import LIFE, READS, VIEWS, names
+from tests.helpers.catalog import LIFE, PUBLIC, READS, VIEWS, names
 from tests.helpers.sql import everything, new_session, refused, users
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ PUBLIC_FILES = sorted((sql_folder() / "functions").glob("*.sql"))
 INTERNAL_FILES = sorted((sql_folder() / "functions/internal").glob("*.sql"))
 FILES = PUBLIC_FILES + INTERNAL_FILES
 VIEW_FILES = sorted((sql_folder() / "views").glob("*.sql"))
-TABLES = ["sessions", "messages", "usage_records", "added_tool_calls", "migrations"]
+TABLES = ["sessions", "messages", "streams", "user_locks", "watches", "usage_records", "added_tool_calls", "migrations"]
 READING = {
     "follow_session",
     "get_messages",
@@ -273,7 +273,7 @@ async def test_role_without_membership_gets_nothing(connection: Connection) -> N
 
 async def test_every_definer_function_pins_its_search_path(connection: Connection) -> None:
     rows = await connection.fetch(f"select proname, proconfig from pg_proc where {IN_SCHEMA} and prosecdef")
-    assert {tuple(row["proconfig"] or ()) for row in rows} == {("search_path=pg_catalog, pg_temp",)}
+    assert {(row["proconfig"] or [""])[0] for row in rows} == {"search_path=pg_catalog, pg_temp"}
 
 
 async def test_every_function_that_writes_for_the_caller_is_a_definer(connection: Connection) -> None:
@@ -297,6 +297,9 @@ exception when insufficient_privilege then
 end $$;
 create temp table sessions (like chatledger.sessions);
 create temp table messages (like chatledger.messages);
+create temp table streams (like chatledger.streams);
+create temp table user_locks (like chatledger.user_locks);
+create temp table watches (like chatledger.watches);
 create temp table usage_records (like chatledger.usage_records);
 create temp table added_tool_calls (like chatledger.added_tool_calls);
 create function pg_temp.cardinality(pg_catalog.anyarray) returns pg_catalog.int4 language sql
@@ -384,6 +387,9 @@ async def test_every_key_starts_with_the_session(connection: Connection) -> None
         ("migrations", "number"),
         ("sessions", "id"),
         ("messages", "session_id"),
+        ("streams", "session_id"),
+        ("watches", "session_id"),
+        ("user_locks", "user_id"),
         ("usage_records", "session_id"),
         ("added_tool_calls", "session_id"),
     }
@@ -416,7 +422,7 @@ async def test_leading_arguments_are_the_contracts(connection: Connection) -> No
     )
     arguments = {row["proname"]: row["arguments"] for row in rows}
     for name, leading in {
-        "begin_stream": "p_session_id text, p_owner text, p_ttl interval",
+        "begin_stream": "p_session_id text, p_holder text, p_ttl interval",
         "renew_stream": "p_session_id text",
         "end_stream": "p_session_id text",
         "append_messages": "p_session_id text, p_messages jsonb[], p_user_id text DEFAULT NULL::text, "
@@ -474,6 +480,47 @@ def test_file_holds_one_function_its_grants_and_its_comment(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_file_begins_with_its_contract(path: Path) -> None:
     assert re.match(rf"-- {path.stem}\(.*\)(\n--)? +-> ", path.read_text("utf-8"))
+
+
+def contract(path: Path) -> dict[str, str]:
+    """The lines of a file's contract that begin with a word of their own, in order."""
+    comment = re.match(r"(--.*\n)*", path.read_text("utf-8"))
+    assert comment
+    joined = re.sub(r"\n--  +", " ", comment[0])
+    return dict(re.findall(r"^-- (Returns|Idempotent|Locks|Writes|Raises|Example): +(.*)$", joined, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_contract_has_its_lines_in_one_order(path: Path) -> None:
+    order = ["Returns", "Idempotent", "Locks", "Writes", "Raises", "Example"]
+    given = contract(path)
+    assert [*given] == [name for name in order if name in given]
+    if path in PUBLIC_FILES:
+        assert {"Locks", "Writes", "Raises", "Example"} <= given.keys()
+        arguments = {name for name, _ in PUBLIC[path.stem]}
+        told = set(re.findall(r"\bp_\w+", path.read_text("utf-8").split("create or replace")[0].split("->", 1)[1]))
+        assert arguments <= told | ({"p_message"} if path.stem == "message_body" else set())
+
+
+async def test_contract_says_which_tables_are_written(connection: Connection) -> None:
+    """Each call of a session's life writes what its file says, and all of it is written by some call."""
+    written: dict[str, set[str]] = {}
+    end = LIFE.index("select chatledger.truncate_session('s1', 0)")
+    age = "update chatledger.sessions set updated_at = now() - interval '1 day'"
+    life = [*LIFE[:end], *READS, *LIFE[end:], age, "select chatledger.purge_sessions('0')"]
+    count = "select relname, n_tup_ins + n_tup_upd + n_tup_del as rows from pg_stat_xact_user_tables"
+    for statement in life:
+        async with connection.transaction():
+            before = {row["relname"]: row["rows"] for row in await connection.fetch(count)}
+            await connection.execute(statement)
+            after = {row["relname"]: row["rows"] for row in await connection.fetch(count)}
+        if called := re.search(r"chatledger\.(\w+)\(", statement):
+            tables = {table for table, rows in after.items() if rows > before.get(table, 0)}
+            written.setdefault(called[1], set()).update(tables)
+    for path in PUBLIC_FILES:
+        told = set(re.findall(rf"\b(?:{'|'.join(TABLES)})\b", contract(path)["Writes"]))
+        assert written[path.stem] <= told, path.stem
+    assert set().union(*written.values()) == {*TABLES} - {"migrations"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

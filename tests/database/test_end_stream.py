@@ -22,7 +22,7 @@ async def test_the_next_stream_begins_at_once(connection: Connection) -> None:
     assert await connection.fetch("select * from chatledger.active_streams") == []
     with refused("CL005"):
         await append(connection, [user("a")], fence=first["fence"])
-    assert (await begin_stream(connection))["fence"] == first["fence"] + 1
+    assert (await begin_stream(connection))["fence"] > first["fence"]
 
 
 async def test_ending_twice_is_harmless(connection: Connection) -> None:

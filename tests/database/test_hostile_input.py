@@ -207,7 +207,8 @@ async def member(connection: Connection, connect_as: ConnectAs) -> Connection:
     await new_session(connection, [user("m0")], session_id="s2", user_id="u2")
     await new_session(connection, session_id="gone")
     await connection.execute(
-        "update chatledger.sessions set stream_fence = 7, stream_expires_at = now() + interval '1 hour' where id = 's1'"
+        "insert into chatledger.streams (session_id, stream_id, holder, fence, began_at, expires_at) "
+        "values ('s1', 'x', 'o', 7, now(), now() + interval '1 hour')"
     )
     await connection.execute("select chatledger.delete_session('gone')")
     await connection.execute("select chatledger.record_usage('s1', 'use1', 1, 2)")

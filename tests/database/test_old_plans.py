@@ -27,15 +27,14 @@ CALLS = {
     "record_usage": "select * from chatledger.record_usage('s1', gen_random_uuid()::text, 1, 1, p_user_id => {user})",
     "read_session, the last": "select * from chatledger.read_session('s1', {user}, p_last => 2)",
     "read_session, what changed": """select chatledger.read_session(id, {user}, version, next_sequence)
-        from chatledger.sessions where id = 's1'""",
+        from chatledger_internal.session_now('s1', null)""",
     "get_messages": "select * from chatledger.get_messages('s1', {user}, p_limit => 2)",
     "get_messages after": "select * from chatledger.get_messages('s1', {user}, p_limit => 2, p_after => 2)",
     "get_messages before": "select * from chatledger.get_messages('s1', {user}, p_limit => 2, p_before => 5)",
     "create_session": "select * from chatledger.create_session('s1', 'u1')",
     "follow_session": "select * from chatledger.follow_session('s1', {user})",
     "begin_stream": "select * from chatledger.begin_stream('s1', 'host-1', p_user_id => {user}, p_force => true)",
-    "renew_stream": """select chatledger.renew_stream('s1', stream_fence) from chatledger.sessions
-        where id = 's1' and stream_expires_at > now()""",
+    "renew_stream": "select chatledger.renew_stream(session_id, fence) from chatledger.active_streams",
     "list_sessions": "select * from chatledger.list_sessions('u1', 5)",
 }
 

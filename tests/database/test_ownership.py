@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from tests.helpers.sql import assistant, everything, header, new_session, refused, said, user
+from tests.helpers.sql import assistant, begin_stream, everything, header, new_session, refused, said, user
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connection
@@ -23,13 +23,16 @@ CALLS = {
     "fork_session": "select chatledger.fork_session('s1', 's2', p_user_id => $1)",
     "save_session": 'select chatledger.save_session(\'s1\', $1, 1, \'{"pinned": {"from": false, "to": true}}\')',
     "record_usage": "select chatledger.record_usage('s1', 'use', 1, 1, p_user_id => $1)",
-    "begin_stream": "select chatledger.begin_stream('s1', 'o', p_user_id => $1)",
+    "begin_stream": "select chatledger.begin_stream('s1', 'o', p_user_id => $1, p_force => true)",
     "follow_session": "select chatledger.follow_session('s1', $1)",
+    "renew_stream": "select chatledger.renew_stream('s1', coalesce((select max(fence) from chatledger.streams), 1),"
+    " p_user_id => $1)",
     # These do not fail for a session that is not there.
     "read_session": "select chatledger.read_session('s1', $1)",
     "delete_session": "select chatledger.delete_session('s1', $1)",
+    "end_stream": "select chatledger.end_stream('s1', (select max(fence) from chatledger.streams), $1)",
 }
-FAILING = [name for name in CALLS if name not in ("read_session", "delete_session")]
+FAILING = [name for name in CALLS if name not in ("read_session", "delete_session", "end_stream")]
 # Their own files say what these make of another's session.
 ELSEWHERE = {"create_session", "list_sessions"}
 
@@ -44,6 +47,7 @@ async def test_every_function_that_is_told_who_asks_is_here(connection: Connecti
 
 async def session_of_u1(connection: Connection) -> None:
     await new_session(connection, [user("m0"), assistant("m1")])
+    await begin_stream(connection)
 
 
 @pytest.mark.parametrize("function", CALLS)
@@ -87,6 +91,12 @@ async def test_g8_stranger_deletes_nothing(connection: Connection) -> None:
     await session_of_u1(connection)
     assert await connection.fetchval(CALLS["delete_session"], "u2") is False
     assert (await header(connection))["session_id"] == "s1"
+
+
+async def test_g8_stranger_ends_no_stream(connection: Connection) -> None:
+    await session_of_u1(connection)
+    assert await connection.fetchval(CALLS["end_stream"], "u2") is False
+    assert await connection.fetchval("select count(*) from chatledger.active_streams") == 1
 
 
 async def test_g8_stranger_cannot_append_with_ids_that_are_stored(connection: Connection) -> None:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.sql import add_call, append, assistant, call, everything, new_session, refused, user
+from tests.helpers.sql import (
+    add_call,
+    append,
+    assistant,
+    begin_stream,
+    call,
+    everything,
+    new_session,
+    refused,
+    run_out,
+    user,
+)
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connect, Connection
@@ -21,9 +32,11 @@ async def aged_session(connection: Connection, session_id: str, days: int) -> No
 
 
 async def age(connection: Connection, session_id: str, days: int) -> None:
-    await connection.execute(
-        "update chatledger.sessions set updated_at = now() - make_interval(days => $2) where id = $1", session_id, days
-    )
+    for change in (
+        "update chatledger.sessions set updated_at = now() - make_interval(days => $2) where id = $1",
+        "update chatledger.messages set created_at = now() - make_interval(days => $2) where session_id = $1",
+    ):
+        await connection.execute(change, session_id, days)
 
 
 async def purge(connection: Connection, arguments: str = "'30 days'") -> int:
@@ -40,6 +53,21 @@ async def test_sessions_that_nobody_changed_for_so_long_go(connection: Connectio
 
     assert await purge(connection) == 1
     assert await left(connection) == ["new"]
+
+
+async def test_a_session_whose_last_message_is_newer_stays(connection: Connection) -> None:
+    """Its row may not have been changed by that."""
+    await aged_session(connection, "s1", 31)
+    await connection.execute("update chatledger.messages set created_at = now() - interval '1 day' where sequence = 1")
+    assert await purge(connection) == 0
+
+
+async def test_a_session_that_is_streamed_stays(connection: Connection) -> None:
+    await aged_session(connection, "s1", 31)
+    await begin_stream(connection)
+    assert await purge(connection) == 0
+    await run_out(connection)
+    assert await purge(connection) == 1
 
 
 async def test_nothing_of_them_is_left(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from tests.helpers.sql import append, begin_stream, everything, new_session, ref
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from tests.helpers.sql import Connection
+    from tests.helpers.sql import Connect, Connection
 
 
 async def renew(connection: Connection, fence: int | None, ttl: timedelta | None = timedelta(hours=1)) -> datetime:
@@ -34,7 +34,7 @@ async def test_g7_a_lease_that_ran_out_stays_lost_also_when_nobody_took_it(conne
     lease = await begin_stream(connection)
     await run_out(connection)
     before = await everything(connection)
-    with refused("CL005", fence=lease["fence"], current_fence=lease["fence"]):
+    with refused("CL005", fence=lease["fence"]):
         await renew(connection, lease["fence"])
     assert await everything(connection) == before
 
@@ -43,7 +43,7 @@ async def test_g7_a_lease_that_was_taken_over_or_ended_is_refused(connection: Co
     await new_session(connection)
     old = await begin_stream(connection)
     new = await begin_stream(connection, force=True)
-    with refused("CL005", fence=old["fence"], current_fence=new["fence"]):
+    with refused("CL005", fence=old["fence"]):
         await renew(connection, old["fence"])
     await connection.execute("select chatledger.end_stream('s1', $1)", new["fence"])
     with refused("CL005"):
@@ -52,7 +52,7 @@ async def test_g7_a_lease_that_was_taken_over_or_ended_is_refused(connection: Co
 
 async def test_g7_a_fence_that_was_never_given_is_refused(connection: Connection) -> None:
     await new_session(connection)
-    with refused("CL005", current_fence=0):
+    with refused("CL005", fence=0):
         await renew(connection, 0)
 
 
@@ -79,11 +79,26 @@ async def test_missing_session_is_refused(connection: Connection) -> None:
         await renew(connection, 1)
 
 
-async def test_renewals_update_the_sessions_row_in_place(connection: Connection) -> None:
+async def test_a_renewal_never_shortens(connection: Connection) -> None:
+    await new_session(connection)
+    lease = await begin_stream(connection, ttl=timedelta(hours=2))
+    assert await renew(connection, lease["fence"], timedelta(minutes=1)) == lease["expires_at"]
+
+
+async def test_a_renewal_does_not_wait_for_a_writer(connection: Connection, connect: Connect) -> None:
+    await new_session(connection)
+    lease = await begin_stream(connection, ttl=timedelta(minutes=1))
+    writer = await connect()
+    async with writer.transaction():
+        await append(writer, [user("a")])
+        assert await renew(connection, lease["fence"]) > lease["expires_at"]
+
+
+async def test_renewals_update_the_streams_row_in_place(connection: Connection) -> None:
     """HOT: the index of the streams does not grow with heartbeats."""
     await new_session(connection)
     lease = await begin_stream(connection)
-    count = "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relname = 'sessions'"
+    count = "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relname = 'streams'"
     async with connection.transaction():
         updates, hot = await connection.fetchrow(count) or (0, 0)
         for _ in range(20):

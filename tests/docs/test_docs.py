@@ -46,9 +46,13 @@ VARYING = [
     (re.compile(r"\b\d+ (bytes|kB|MB|GB)\b"), "<size>"),
     (re.compile(r"\b([tf])/\d{16}/"), r"\1/<time>/"),
     (re.compile(r"^\d+\.\d+\.\d+$"), "<release>"),
+    (re.compile(r"\bchatledger_[0-9a-f]{32}\b"), "<channel>"),
+    (re.compile(r"\b\d{7,9}\b"), "<fence>"),
     (re.compile(r"process with PID \d+"), "process with PID <pid>"),
     (
-        re.compile(r"^(release|server|sessions \(estimate\)|messages \(estimate\)|HOT updates of sessions) \|.*"),
+        re.compile(
+            r"^(release|server|sessions_estimate|messages_estimate|size_bytes|longest_transaction_seconds) \|.*"
+        ),
         r"\1 | <varies>",
     ),
 ]

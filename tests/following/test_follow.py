@@ -30,7 +30,7 @@ from chatledger import (
     migrate,
 )
 from chatledger.following.follower import Listener
-from chatledger.postgres import functions
+from tests.helpers.calls import real_call, replace_call
 from tests.helpers.following import LISTENING, Events, followers_of, gone, listener_of, waiting_for_next
 from tests.helpers.messages import user
 from tests.helpers.sql import Connect, Psql
@@ -180,14 +180,14 @@ async def test_messages_removed_before_they_were_yielded_are_not_told_of(
 async def test_a_long_history_is_read_page_by_page(
     ledger: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sizes = functions.read_changes, []
+    real, sizes = real_call("read_changes"), []
 
     async def read_changes(*arguments: Any) -> Any:
         changes = await real(*arguments)
         sizes.append(len(changes.messages) if changes else 0)
         return changes
 
-    monkeypatch.setattr(functions, "read_changes", read_changes)
+    replace_call(monkeypatch, "read_changes", read_changes)
     await ledger.append_messages(session_id, users(0, 1050))
     async with aclosing(ledger.follow(session_id)) as events:
         await take(events)
@@ -259,7 +259,7 @@ async def test_message_of_a_transaction_that_was_open_before_anybody_followed(
     await ChatLedger(connection).append_messages(session_id, [user("early")])
     async with aclosing(ledger.follow(session_id)) as events:
         waiting = asyncio.create_task(anext(events))
-        await until(lambda: ledger._listener and ledger._listener._heard)
+        await until(lambda: listener_of(ledger)._heard)
         await transaction.commit()
         assert await result(waiting) == ("appended", 0)
 
@@ -269,7 +269,7 @@ async def test_g5_what_was_committed_between_the_read_and_the_listen_is_not_miss
 ) -> None:
     await ledger.create_session("s2")
     may_listen = asyncio.Event()
-    listen, read = asyncpg.Connection.add_listener, functions.read_changes
+    listen, read = asyncpg.Connection.add_listener, real_call("read_changes")
 
     async def add_listener(*arguments: Any) -> None:
         await may_listen.wait()
@@ -289,7 +289,7 @@ async def test_g5_what_was_committed_between_the_read_and_the_listen_is_not_miss
         aclosing(ledger.follow(session_id)) as events,
     ):
         monkeypatch.setattr(asyncpg.Connection, "add_listener", add_listener)
-        monkeypatch.setattr(functions, "read_changes", read_changes)
+        replace_call(monkeypatch, "read_changes", read_changes)
         assert await result(asyncio.create_task(anext(events))) == ("appended", 0)
 
 
@@ -301,7 +301,7 @@ async def test_many_sessions_are_followed_over_one_connection(
         await ledger.create_session(session_id)
     followers = [ledger.follow(session_id) for session_id in ids for _ in range(2)]
     waiting = [asyncio.create_task(take(events)) for events in followers]
-    await until(lambda: ledger._listener and len(ledger._listener._listening) == 1000 and ledger._listener._heard)
+    await until(lambda: len(listener_of(ledger)._listening) == 1000 and listener_of(ledger)._heard)
     assert await connection.fetchval(f"select count(*) from pg_stat_activity where {LISTENING}") == 1
 
     for session_id in ids:
@@ -328,7 +328,7 @@ async def test_leaving_the_loop_ends_it(
     await until(lambda: gone(connection))
 
     waiting = asyncio.create_task(take(ledger.follow(session_id, after=2)))
-    await until(lambda: ledger._listener and ledger._listener._heard)
+    await until(lambda: listener_of(ledger)._heard)
     waiting.cancel()
     await until(lambda: gone(connection))
     async with aclosing(ledger.follow(session_id, after=1)) as events:
@@ -379,9 +379,9 @@ async def test_what_was_asked_for_is_asked_for_again_on_a_new_connection(
     async with aclosing(ledger.follow(session_id)) as events:
         await ledger.create_session("s2")
         async with aclosing(ledger.follow("s2")) as more, waiting_for_next(ledger, events, more):
-            await connection.execute("update chatledger.sessions set watched_until = null")
+            await connection.execute("update chatledger.watches set watched_until = null")
             await end_listening(ledger, connection)
-            watched = "select bool_and(watched_until is not null) from chatledger.sessions"
+            watched = "select bool_and(watched_until is not null) from chatledger.watches"
             await until(lambda: connection.fetchval(watched))
 
 
@@ -403,7 +403,7 @@ async def test_all_connections_are_replaced(
 async def test_what_may_pass_ends_only_the_first_look(
     ledger: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch, error: type[asyncpg.PostgresError]
 ) -> None:
-    real, failures = functions.read_changes, [error(), error()]
+    real, failures = real_call("read_changes"), [error(), error()]
 
     async def failing(*arguments: Any) -> Any:
         if failures:
@@ -413,7 +413,7 @@ async def test_what_may_pass_ends_only_the_first_look(
     async with aclosing(ledger.follow(session_id)) as events:
         await ledger.append_messages(session_id, [user("0")])
         await take(events)
-        monkeypatch.setattr(functions, "read_changes", failing)
+        replace_call(monkeypatch, "read_changes", failing)
         await ledger.append_messages(session_id, [user("1")])
         assert told(await take(events)) == [("appended", 1)]
     assert not failures
@@ -435,7 +435,7 @@ async def test_g5_lost_notifications_are_made_up_for(
 ) -> None:
     async with aclosing(impatient.follow(session_id)) as events:
         waiting = asyncio.create_task(take(events, 5))
-        await until(lambda: impatient._listener and impatient._listener._heard)
+        await until(lambda: listener_of(impatient)._heard)
         monkeypatch.setattr(Listener, "_wake", lambda *_: None)
         for number in range(5):
             await other.append_messages(session_id, [user(str(number))])
@@ -464,7 +464,7 @@ async def test_watch_is_renewed_for_as_long_as_somebody_follows(
         seen: set[Any] = set()
         async with asyncio.timeout(30):
             while len(seen) < 4:
-                seen.add(await connection.fetchval("select watched_until from chatledger.sessions"))
+                seen.add(await connection.fetchval("select watched_until from chatledger.watches"))
                 await asyncio.sleep(0.01)
 
 
@@ -566,7 +566,7 @@ async def test_followers_end_when_their_ledger_is_closed(database_url: str, sess
     async with ChatLedger(database_url) as ledger:
         events = ledger.follow(session_id)
         waiting = asyncio.create_task(anext(events))
-        await until(lambda: ledger._listener and ledger._listener._heard)
+        await until(lambda: listener_of(ledger)._heard)
     with pytest.raises(ChatLedgerError, match="was closed"):
         await waiting
 
@@ -668,7 +668,7 @@ async def test_behind_pgbouncer_followers_poll_unless_there_is_a_way_around_it(
         for number in range(3):
             waiting = asyncio.create_task(take(events))
             if direct:
-                await until(lambda: ledger._listener and ledger._listener._heard)
+                await until(lambda: listener_of(ledger)._heard)
             await other.append_messages(session_id, [user(str(number))])
             assert told(await waiting) == [("appended", number)]
         assert listener_of(ledger)._heard is bool(direct)

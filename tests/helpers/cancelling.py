@@ -60,6 +60,7 @@ async def small_ledger(
         asyncio.timeout(30),
     ):
         yield ledger
-        for database in filter(None, (ledger._database, ledger._heartbeats)):
+        assert ledger._resources is not None
+        for database in (ledger._resources.database, ledger._resources.heartbeats):
             assert isinstance(pool := database._source, asyncpg.Pool)
             assert pool.get_idle_size() == pool.get_size()

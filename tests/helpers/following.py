@@ -17,15 +17,16 @@ LISTENING = "datname = current_database() and query ~* '^(un)?listen'"
 
 
 def listener_of(ledger: ChatLedger) -> Listener:
-    assert ledger._listener is not None
-    return ledger._listener
+    assert ledger._resources is not None
+    assert ledger._resources._listener is not None
+    return ledger._resources._listener
 
 
 def followers_of(ledger: ChatLedger) -> list[_Follower]:
     """Give those that have asked for notifications: none, while the first one is still about to."""
-    if ledger._listener is None:
+    if ledger._resources is None or ledger._resources._listener is None:
         return []
-    return [follower for followers in ledger._listener._followers.values() for follower in followers]
+    return [follower for followers in listener_of(ledger)._followers.values() for follower in followers]
 
 
 @asynccontextmanager

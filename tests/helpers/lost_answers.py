@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from chatledger.postgres import functions
+from tests.helpers.calls import real_call, replace_call
 
 
 @asynccontextmanager
@@ -24,11 +24,11 @@ async def answers_lost(
 
     Or they are not, and it breaks before the call arrives, which looks the same from here.
     """
-    real = getattr(functions, name)
+    real = real_call(name)
     lost: list[str] = []
 
-    async def call(connection: Any, *arguments: Any) -> Any:
-        answer = None if before and len(lost) < times else await real(connection, *arguments)
+    async def call(connection: Any, *arguments: Any, **named: Any) -> Any:
+        answer = None if before and len(lost) < times else await real(connection, *arguments, **named)
         if len(lost) < times:
             lost.append(name)
             connection.terminate()
@@ -36,5 +36,5 @@ async def answers_lost(
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(functions, name, call)
+        replace_call(patch, name, call)
         yield lost

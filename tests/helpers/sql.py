@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias, cast
 
 import asyncpg
@@ -111,7 +111,7 @@ async def truncate(connection: Connection, from_sequence: int, session_id: str =
 
 async def begin_stream(
     connection: Connection,
-    owner: str | None = "o",
+    holder: str | None = "o",
     ttl: timedelta | None = timedelta(hours=1),
     *,
     session_id: str | None = "s1",
@@ -121,7 +121,7 @@ async def begin_stream(
         connection,
         "select * from chatledger.begin_stream($1, $2, $3, p_stream_id => $4, p_force => $5, p_max_streams => $6)",
         session_id,
-        owner,
+        holder,
         ttl,
         more.get("stream_id"),
         more.get("force"),
@@ -132,8 +132,13 @@ async def begin_stream(
 async def run_out(connection: Connection, session_id: str = "s1") -> None:
     """The session's lease runs out now."""
     await connection.execute(
-        "update chatledger.sessions set stream_expires_at = clock_timestamp() where id = $1", session_id
+        "update chatledger.streams set expires_at = clock_timestamp() where session_id = $1", session_id
     )
+
+
+async def updated_at(connection: Connection, session_id: str = "s1") -> datetime:
+    """When the session was last changed, as readers see it."""
+    return datetime.fromisoformat((await header(connection, session_id))["updated_at"])
 
 
 async def header(connection: Connection, session_id: str = "s1") -> Json:
@@ -170,8 +175,8 @@ async def places(connection: Connection, session_id: str = "s1") -> list[tuple[i
 
 
 async def everything(connection: Connection) -> list[str]:
-    """All rows of all tables: to see that nothing changed."""
-    tables = ("sessions", "messages", "usage_records", "added_tool_calls")
+    """All rows of all tables, but for who follows: to see that nothing changed."""
+    tables = ("sessions", "messages", "streams", "usage_records", "added_tool_calls")
     return [
         row["row"]
         for table in tables
@@ -199,7 +204,7 @@ async def all_is_readable(connection: Connection) -> None:
     assert await connection.fetch("select * from chatledger.verify_session()") == []
     await connection.fetch("select * from chatledger.transcript")
     for (session_id,) in await connection.fetch("select id from chatledger.sessions where deleted_at is null"):
-        session = await functions.read_session(connection, session_id, None, None)
+        session = await functions.read_session(session_id, None, None)(connection)
         assert session is not None
         assert ChatSession.model_validate_json(session.model_dump_json()) == session
         session.to_openai_messages()

@@ -18,7 +18,7 @@ from chatledger import (
     MessageIdConflict,
     SessionNotFound,
 )
-from chatledger.postgres import functions
+from tests.helpers.calls import real_call, replace_call
 from tests.helpers.messages import user
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many messages each call of the SQL function had."""
-    real, sizes = functions.append_messages, []
+    real, sizes = real_call("append_messages"), []
 
     async def counted(connection: Any, session_id: str, messages: Sequence[str], *more: Any) -> list[AppendReceipt]:
         sizes.append(len(messages))
-        return await real(connection, session_id, messages, *more)
+        receipts: list[AppendReceipt] = await real(connection, session_id, messages, *more)
+        return receipts
 
-    monkeypatch.setattr(functions, "append_messages", counted)
+    replace_call(monkeypatch, "append_messages", counted)
     return sizes
 
 
@@ -163,7 +164,8 @@ async def test_what_happens_to_the_call_happens_to_all(
 
     async with one_under_way(ledger, connection, session_id) as first:
         waiting = await started(*(ledger.append_messages(session_id, [user(str(n))]) for n in range(3)))
-        monkeypatch.setattr(ledger, "_run", unreachable)
+        assert ledger._resources is not None
+        monkeypatch.setattr(ledger._resources.combiner, "_run", unreachable)
     assert len(await first) == 1
     assert [type(error) for error in await asyncio.gather(*waiting, return_exceptions=True)] == [
         DatabaseUnavailable
@@ -182,7 +184,7 @@ async def test_those_who_wait_when_the_ledger_is_closed_are_refused(database_url
     for refused in (waiting, ledger.append_messages(session_id, [user("late")]), ledger.get_session(session_id)):
         with pytest.raises(ChatLedgerError, match="was closed"):
             await refused
-    assert ledger._database is None
+    assert ledger._resources is None
     async with ledger:
         assert await texts(ledger, session_id) == ["first"]
 

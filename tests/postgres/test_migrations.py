@@ -41,6 +41,37 @@ async def test_again_changes_nothing_from_either_side(database_url: str, psql: P
     assert await dump(bin_dir, database_url) == before
 
 
+@pytest.mark.parametrize("by_psql", [True, False])
+async def test_again_mends_privileges(database_url: str, psql: Psql, bin_dir: Path, by_psql: bool) -> None:
+    """A restore into a server without the roles loses them, and leaves the functions to everybody."""
+    before = await dump(bin_dir, database_url)
+    await psql("""
+        grant usage on schema chatledger, chatledger_internal to public, chatledger_writer;
+        grant execute on all functions in schema chatledger to public;
+        grant insert on chatledger.messages to chatledger_writer;
+        revoke all on schema chatledger from chatledger_reader;
+        revoke execute on all functions in schema chatledger from chatledger_writer;
+        revoke select on chatledger.transcript, chatledger.messages from chatledger_reader;
+    """)
+    assert await dump(bin_dir, database_url) != before
+    if by_psql:
+        await psql(INSTALL)
+    else:
+        connection = await asyncpg.connect(database_url)
+        await migrate(connection)
+        await connection.close()
+    assert await dump(bin_dir, database_url) == before
+
+
+async def test_locks_of_strangers_do_not_hold_a_migrator_up(empty_database_url: str) -> None:
+    stranger = await asyncpg.connect(empty_database_url)
+    await stranger.execute("select pg_advisory_lock(hashtext('chatledger.migrations'))")
+    connection = await asyncpg.connect(empty_database_url)
+    assert await asyncio.wait_for(migrate(connection), 60) == list(migrations())
+    for one in (stranger, connection):
+        await one.close()
+
+
 async def test_five_at_once_apply_once(empty_database_url: str) -> None:
     async def run() -> int:
         connection = await asyncpg.connect(empty_database_url)

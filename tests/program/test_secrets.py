@@ -199,9 +199,12 @@ async def test_no_log_holds_what_is_streamed_saved_and_followed_when_postgres_qu
     copy.messages.append(ChatMessage(role="user", content=WORDS))
 
     async def stream(session_id: str, then: Callable[[Stream], Awaitable[object]]) -> None:
-        async with ledger.stream(session_id, ttl=1, flush_interval=0) as writing:
+        async with ledger.stream(session_id, holder=WORDS, ttl=1, flush_interval=0) as writing:
             if session_id == "s2":
-                await connection.execute(ROWS.format(table="sessions", column="title"))
+                await connection.execute(ROWS.format(table="streams", column="holder"))
+                await connection.execute(
+                    "alter table chatledger.watches add constraint no_s2 check (session_id <> 's2') not valid"
+                )
             await writing.feed(chunk)
             await then(writing)
 

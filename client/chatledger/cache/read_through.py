@@ -58,7 +58,7 @@ async def _from_postgres(
     cache: SessionCache, run: Run, session_id: str, user_id: str | None, settings: Settings
 ) -> ChatSession | None:
     checked_at = time.time()
-    changes = await run(lambda c: functions.read_changes(c, session_id, user_id, None))
+    changes = await run(functions.read_changes(session_id, user_id, None))
     if changes is None:
         return None
     header, rows = changes.header | {_CHECKED_AT: checked_at}, [*changes.messages.values()]
@@ -78,7 +78,7 @@ async def _from_copy(
 
     version = copy.header["version"]
     since = version, copy.header["next_sequence"]
-    asking = asyncio.ensure_future(run(lambda c: functions.read_changes(c, session_id, user_id, since)))
+    asking = asyncio.ensure_future(run(functions.read_changes(session_id, user_id, since)))
     try:
         await asyncio.sleep(0)  # its first step sends the question, so that Postgres answers while this parses
         rows = _rows(copy)

@@ -120,7 +120,7 @@ class Listener:
 
     async def ask(self, session_id: str, user_id: str | None, *, echo: bool = False) -> tuple[str, timedelta]:
         """Ask Postgres for a session's notifications; return the channel, and for how long they will be sent."""
-        return await self.database.run(lambda c: functions.follow_session(c, session_id, user_id, self._ttl, echo))
+        return await self.database.run(functions.follow_session(session_id, user_id, self._ttl, echo))
 
     async def close(self) -> None:
         """Close the connection. All followers end with an error."""
@@ -251,7 +251,7 @@ class _Follower:
                 if self._loop.time() >= self.renew_at:
                     await self.ask()
                 return await self._listener.database.run(
-                    lambda c: functions.read_changes(c, self.session_id, self._user_id, since, _PAGE)
+                    functions.read_changes(self.session_id, self._user_id, since, _PAGE)
                 )
             except SessionNotFound:
                 return None

@@ -6,47 +6,54 @@ They would have waited for its lock in the database anyway, each with a connecti
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from chatledger.errors import ChatLedgerError
 from chatledger.models.receipts import AppendReceipt
+from chatledger.postgres import functions
 
-Append = Callable[[str, str | None, Sequence[str]], Awaitable[list[AppendReceipt]]]
+if TYPE_CHECKING:
+    from chatledger.postgres.connections import Run
+    from chatledger.postgres.functions import Call
+
 Key = tuple[str, str | None]
-"""Session and user: who asks decides whether the session is there."""
+"""Session and user: the user decides whether the session is there."""
+Receipts = list[AppendReceipt]
 
 MOST_MESSAGES = 1_000
 """So many in one call, unless a single batch has more."""
 
 
 class Combiner:
-    """Calls ``append`` for one caller, or for several at once; each gets what a call of its own would give."""
+    """Appends for one caller, or for several at once; each gets what a call of its own would give."""
 
-    def __init__(self, append: Append) -> None:
-        self._append = append
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._loop = asyncio.get_running_loop()
         # A key is there while an append is under way.
-        self._waiting: dict[Key, list[tuple[Sequence[str], asyncio.Future[list[AppendReceipt]]]]] = {}
+        self._waiting: dict[Key, list[tuple[Call[Receipts], asyncio.Future[Receipts]]]] = {}
         self._running: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly
 
-    async def append(self, session_id: str, user_id: str | None, messages: Sequence[str]) -> list[AppendReceipt]:
+    async def append(self, call: Call[Receipts]) -> Receipts:
         """Append a batch, whole; in the order of the calls."""
+        session_id, _, user_id, *_ = call.arguments
         key = session_id, user_id
         if asyncio.get_running_loop() is not self._loop:
-            return await self._append(*key, messages)  # which says what is wrong with that
+            return await self._run(call)  # which says what is wrong with that
         if key in self._waiting:
-            receipts: asyncio.Future[list[AppendReceipt]] = self._loop.create_future()
-            self._waiting[key].append((messages, receipts))
+            receipts: asyncio.Future[Receipts] = self._loop.create_future()
+            self._waiting[key].append((call, receipts))
             return await receipts
         self._waiting[key] = []
         try:
-            return await self._append(*key, messages)
+            return await self._run(call)
         finally:
-            self._go_on(key)
+            self._continue(key)
 
-    def _go_on(self, key: Key) -> None:
-        self._waiting[key] = [(messages, answer) for messages, answer in self._waiting[key] if not answer.cancelled()]
+    def _continue(self, key: Key) -> None:
+        self._waiting[key] = [(call, answer) for call, answer in self._waiting[key] if not answer.cancelled()]
         if self._waiting[key]:
             # A task of its own, since no caller's cancellation may end what the others wait for.
             task = self._loop.create_task(self._append_waiting(key))
@@ -58,23 +65,25 @@ class Combiner:
     async def _append_waiting(self, key: Key) -> None:
         queue = self._waiting[key]
         count = size = 0
-        while count < len(queue) and (count == 0 or size + len(queue[count][0]) <= MOST_MESSAGES):
-            size += len(queue[count][0])
+        while count < len(queue) and (count == 0 or size + len(_messages(queue[count][0])) <= MOST_MESSAGES):
+            size += len(_messages(queue[count][0]))
             count += 1
         taken, self._waiting[key] = queue[:count], queue[count:]
+        session_id, user_id = key
+        together = [message for call, _ in taken for message in _messages(call)]
         try:
-            receipts = iter(await self._append(*key, [message for messages, _ in taken for message in messages]))
-            for messages, answer in taken:
-                _settle(answer, list(islice(receipts, len(messages))))
+            receipts = iter(await self._run(functions.append_messages(session_id, together, user_id)))
+            for call, answer in taken:
+                _settle(answer, list(islice(receipts, len(_messages(call)))))
         except ChatLedgerError as error:
             if error.sqlstate is None or count == 1:
                 for _, answer in taken:
                     _settle(answer, error)
             else:
                 # Something in it was refused, and nothing stored: now each alone, so that only the one is refused.
-                for messages, answer in taken:
+                for call, answer in taken:
                     try:
-                        _settle(answer, await self._append(*key, messages))
+                        _settle(answer, await self._run(call))
                     except Exception as alone:
                         _settle(answer, alone)
         except BaseException as error:
@@ -83,10 +92,15 @@ class Combiner:
             if not isinstance(error, Exception):
                 raise
         finally:
-            self._go_on(key)
+            self._continue(key)
 
 
-def _settle(answer: asyncio.Future[list[AppendReceipt]], outcome: list[AppendReceipt] | BaseException) -> None:
+def _messages(call: Call[Receipts]) -> Sequence[str]:
+    messages: Sequence[str] = call.arguments[1]
+    return messages
+
+
+def _settle(answer: asyncio.Future[Receipts], outcome: Receipts | BaseException) -> None:
     if answer.done():  # its caller was cancelled
         return
     if isinstance(outcome, asyncio.CancelledError):

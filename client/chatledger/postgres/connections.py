@@ -7,7 +7,7 @@ import contextlib
 import random
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import asyncpg
@@ -24,11 +24,9 @@ from chatledger.errors import (
 
 if TYPE_CHECKING:
     from chatledger.config import Settings
-    from chatledger.postgres.functions import Connection
+    from chatledger.postgres.functions import Connection, Result
 
     Pool = asyncpg.Pool[asyncpg.Record]
-
-Result = TypeVar("Result")
 
 
 class Run(Protocol):
@@ -39,7 +37,7 @@ class Run(Protocol):
 
 
 class _ConnectionLost(Exception):
-    """The answer got lost: the call may have been committed."""
+    """The outcome is unknown: the call may have been committed."""
 
 
 # The server says that nothing of the call was kept.
@@ -183,7 +181,7 @@ async def open_pool(database_url: str, settings: Settings, size: int | None = No
 async def close_pool(pool: Pool) -> None:
     """Close a pool; what is not over after some seconds is cut off, for the server may hang.
 
-    It makes no odds that the server ended a connection first: asyncpg then drops the others.
+    Errors from connections that the server already closed are ignored: asyncpg then drops the others.
     """
     with contextlib.suppress(*CONNECTION_LOST, asyncpg.InternalClientError):  # a TimeoutError is an OSError
         async with asyncio.timeout(_CLOSING):

@@ -24,7 +24,7 @@ def clean_text(text: str) -> str:
     """Replace each NUL and each lone surrogate, which Postgres refuses, by U+FFFD.
 
     Raises:
-        InvalidArgument: It is no string.
+        InvalidArgument: It is not a string.
     """
     if not isinstance(text, str):
         raise InvalidArgument(f"expected a string, not {type(text).__name__}")
@@ -33,15 +33,6 @@ def clean_text(text: str) -> str:
     if not _is_unicode(text):  # two halves side by side, from two chunks of a stream, are one character
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return "".join(REPLACEMENT if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
-
-
-def clean_or_new_id(text: str | None) -> str:
-    """Return a caller's id as :func:`clean_text` does, or a new one where there is none.
-
-    Raises:
-        InvalidArgument: It is no string.
-    """
-    return new_id() if text is None else clean_text(text)
 
 
 def encode_json(value: Any) -> str:
@@ -73,7 +64,7 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
     """Encode a message for ``append_messages``; one without an id gets one.
 
     Raises:
-        InvalidMessage: it is neither a message nor a mapping, or JSON cannot express one of its fields.
+        InvalidMessage: It is neither a message nor a mapping, or JSON cannot express one of its fields.
     """
     if isinstance(message, ChatMessage):
         fields = {k: v for k, v in message.__dict__.items() if v is not None and k not in PLACE_FIELDS}
@@ -93,6 +84,15 @@ def encode_message(message: ChatMessage | Mapping[str, Any], index: int) -> str:
             except (ValueError, TypeError, RecursionError) as error:
                 raise invalid_message(index, str(field), f"is not JSON: {error}") from error
         raise
+
+
+def encode_messages(messages: Iterable[ChatMessage | Mapping[str, Any]]) -> list[str]:
+    """Encode a batch for ``append_messages``.
+
+    Raises:
+        InvalidMessage: As :func:`encode_message`.
+    """
+    return [encode_message(message, index) for index, message in enumerate(messages)]
 
 
 def encode_changes(changed: Iterable[MessageChange]) -> tuple[list[SentMessage], list[str], list[str]]:

@@ -1,4 +1,8 @@
-"""The SQL functions, as Python calls: the one module that knows their names and arguments.
+"""The SQL functions, as Python calls: the one door to Postgres, the only module that knows their names and arguments.
+
+Each function here takes the caller's arguments, cleans and encodes them, and returns a :class:`Call`, which goes to
+Postgres as often as it is run, with the very same arguments. So an argument that cannot be sent is refused before a
+connection is taken, and a retry sends what the first try sent.
 
 Arrays and objects go out as text that Postgres casts, and come back as text or decoded: so a connection or pool of the
 caller's works whatever JSON codec was set on it.
@@ -6,18 +10,19 @@ caller's works whatever JSON codec was set on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from chatledger.models.bodies import body_as_appended
 from chatledger.models.header import SessionHeader, SessionPage, Usage
+from chatledger.models.ids import new_id
 from chatledger.models.message import ChatMessage
 from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt
 from chatledger.models.saves import Outcome, SaveArguments
 from chatledger.models.session import ChatSession
-from chatledger.postgres.encoding import encode_object
+from chatledger.postgres.encoding import clean_text, encode_object
 from chatledger.postgres.rows import (
     COLUMNS,
     Changes,
@@ -34,279 +39,208 @@ if TYPE_CHECKING:
 
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
-_USAGE_ARGUMENTS = {"usage_id", "prompt_tokens", "completion_tokens", "total_tokens"}
-_READ = f"select {', '.join(COLUMNS)}, removed, session from chatledger.read_session"
+Result = TypeVar("Result")
 
 
-async def create_session(
-    connection: Connection,
-    session_id: str,
-    user_id: str | None,
-    title: str | None,
-    metadata: str | None,
-    status: str,
-) -> SessionHeader:
-    row = await _row(
-        connection,
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Result]):
+    """A call of an SQL function, ready to be made on any connection."""
+
+    query: str
+    arguments: tuple[Any, ...]
+    result: Callable[[list[asyncpg.Record]], Result]
+    """Makes the result of the rows."""
+
+    async def __call__(self, connection: Connection) -> Result:
+        """Make the call."""
+        return self.result(await connection.fetch(self.query, *self.arguments))
+
+
+# Sessions
+
+
+def create_session(
+    session_id: str | None, user_id: str | None, title: str | None, metadata: Mapping[str, Any] | None, status: str
+) -> Call[SessionHeader]:
+    return Call(
         "select * from chatledger.create_session($1, $2, $3, $4::text::jsonb, $5)",
-        session_id,
-        user_id,
-        title,
-        metadata,
-        status,
+        (_id(session_id), _text(user_id), _text(title), _object(metadata, "metadata"), clean_text(status)),
+        _header,
     )
-    return header_of(row)
 
 
-async def append_messages(
-    connection: Connection,
-    session_id: str,
-    messages: Sequence[str],
-    user_id: str | None,
-    expected_sequence: int | None,
-    fence: int | None,
-) -> list[AppendReceipt]:
-    rows = await connection.fetch(
-        "select * from chatledger.append_messages($1, $2::text[]::jsonb[], $3, $4, $5)",
-        session_id,
-        messages,
-        user_id,
-        expected_sequence,
-        fence,
-    )
-    return [AppendReceipt(*row) for row in rows]
+def read_session(session_id: str, user_id: str | None, last: int | None) -> Call[ChatSession | None]:
+    return Call(f"{_READ}($1, $2, null, null, $3)", (clean_text(session_id), _text(user_id), last), _session)
 
 
-async def amend_message(
-    connection: Connection,
-    session_id: str,
-    message_id: str,
-    patch: str,
-    expected_version: int | None,
-    user_id: str | None,
-    fence: int | None,
-) -> AmendReceipt:
-    row = await _row(
-        connection,
-        "select * from chatledger.amend_message($1, $2, $3::text::jsonb, $4, $5, $6)",
-        session_id,
-        message_id,
-        patch,
-        expected_version,
-        user_id,
-        fence,
-    )
-    return AmendReceipt(*row)
-
-
-async def add_tool_call(
-    connection: Connection,
-    session_id: str,
-    tool_call: str,
-    user_id: str | None,
-    message_id: str,
-    fence: int | None,
-) -> ToolCallReceipt:
-    row = await _row(
-        connection,
-        "select * from chatledger.add_tool_call($1, $2::text::jsonb, $3, $4, $5)",
-        session_id,
-        tool_call,
-        user_id,
-        message_id,
-        fence,
-    )
-    return ToolCallReceipt(*row)
-
-
-async def read_session(
-    connection: Connection, session_id: str, user_id: str | None, last: int | None
-) -> ChatSession | None:
-    rows = await connection.fetch(f"{_READ}($1, $2, null, null, $3)", session_id, user_id, last)
-    if not rows:
-        return None
-    session = rows[0]["session"]
-    return session_of(session, message_rows(session, rows[1:]))
-
-
-async def read_changes(
-    connection: Connection,
-    session_id: str,
-    user_id: str | None,
-    since: tuple[int | None, int] | None,
-    limit: int | None = None,
-) -> Changes | None:
+def read_changes(
+    session_id: str, user_id: str | None, since: tuple[int | None, int] | None, limit: int | None = None
+) -> Call[Changes | None]:
     """Read what changed since a version and next_sequence; None when the session is missing or not this user's.
 
     With a limit, only the first so many of the new messages. Since no version but a sequence: only the messages from
     there on.
     """
-    rows = await connection.fetch(
-        f"{_READ}($1, $2, $3, $4, null, $5)",
-        session_id,
-        user_id,
-        *(since or (None, None)),
-        limit,
-    )
-    if not rows:
-        return None
-    return changes_of(rows)
+    arguments = (clean_text(session_id), _text(user_id), *(since or (None, None)), limit)
+    return Call(f"{_READ}($1, $2, $3, $4, null, $5)", arguments, lambda rows: changes_of(rows) if rows else None)
 
 
-async def follow_session(
-    connection: Connection, session_id: str, user_id: str | None, ttl: timedelta, echo: bool = False
-) -> tuple[str, timedelta]:
-    """Return the channel to LISTEN on, and for how long the session is watched."""
-    row = await _row(
-        connection, "select * from chatledger.follow_session($1, $2, $3, $4)", session_id, user_id, ttl, echo
-    )
-    return row["channel"], row["watched_for"]
-
-
-async def read_bodies(
-    connection: Connection, session_id: str, user_id: str | None
-) -> tuple[SessionHeader, list[tuple[str, dict[str, Any]]]] | None:
+def read_bodies(
+    session_id: str, user_id: str | None
+) -> Call[tuple[SessionHeader, list[tuple[str, dict[str, Any]]]] | None]:
     """Read a session's messages as they came in: what was given as null is null, what was absent is absent."""
-    rows = await connection.fetch(f"{_READ}($1, $2)", session_id, user_id)
-    if not rows:
-        return None
-    session = rows[0]["session"]
-    bodies = bodies_of(message_rows(session, rows[1:]))
-    return header_of(session), [(message_id, body_as_appended(body)) for message_id, body in bodies.items()]
+    return Call(f"{_READ}($1, $2)", (clean_text(session_id), _text(user_id)), _bodies)
 
 
-async def save_session(connection: Connection, arguments: SaveArguments) -> Outcome:
-    first, *rows = await connection.fetch(
+def save_session(arguments: SaveArguments) -> Call[Outcome]:
+    return Call(
         "select * from chatledger.save_session("
         "$1, $2, $3, $4::text::jsonb, $5::text[]::jsonb[], $6::text[]::jsonb[], $7::text[]::jsonb[], $8)",
-        *arguments,
-    )
-    return Outcome(
-        header_of(first["session"]),
-        first["version_before"],
-        {row["message_id"]: (row["sequence"], row["created_at"], row["amended_version"]) for row in rows},
+        tuple(arguments),
+        _outcome,
     )
 
 
-async def get_messages(
-    connection: Connection,
-    session_id: str,
-    user_id: str | None,
-    after: int | None,
-    before: int | None,
-    limit: int | None,
-) -> list[ChatMessage]:
-    rows = await connection.fetch(
-        f"select {', '.join(COLUMNS)} from chatledger.get_messages($1, $2, $3, $4, $5)",
-        session_id,
-        user_id,
-        after,
-        before,
-        limit,
-    )
-    return messages_of(rows)
-
-
-async def list_sessions(
-    connection: Connection,
-    user_id: str | None,
-    limit: int,
-    cursor: str | None,
-    title: str | None,
-    status: str | None,
-) -> SessionPage:
-    rows = await connection.fetch(
-        "select * from chatledger.list_sessions($1, $2, $3, $4, $5)", user_id, limit, cursor, title, status
-    )
-    return SessionPage(
-        sessions=[header_of(row) for row in rows],
-        cursor=rows[-1]["cursor"] if len(rows) == limit else None,
+def list_sessions(
+    user_id: str | None, limit: int, cursor: str | None, title: str | None, status: str | None
+) -> Call[SessionPage]:
+    return Call(
+        "select * from chatledger.list_sessions($1, $2, $3, $4, $5)",
+        (_text(user_id), limit, _text(cursor), _text(title), _text(status)),
+        lambda rows: SessionPage(
+            sessions=[header_of(row) for row in rows], cursor=rows[-1]["cursor"] if len(rows) == limit else None
+        ),
     )
 
 
-async def update_session(
-    connection: Connection,
+def update_session(
     session_id: str,
     user_id: str | None,
     title: str | None,
     only_if_empty: bool,
-    metadata: str | None,
+    metadata: Mapping[str, Any] | None,
     pinned: bool | None,
     status: str | None,
-) -> SessionHeader:
-    row = await _row(
-        connection,
+) -> Call[SessionHeader]:
+    return Call(
         "select * from chatledger.update_session($1, $2, $3, $4, $5::text::jsonb, $6, $7)",
-        session_id,
-        user_id,
-        title,
-        only_if_empty,
-        metadata,
-        pinned,
-        status,
+        (
+            clean_text(session_id),
+            _text(user_id),
+            _text(title),
+            only_if_empty,
+            _object(metadata, "metadata"),
+            pinned,
+            _text(status),
+        ),
+        _header,
     )
-    return header_of(row)
 
 
-async def delete_session(connection: Connection, session_id: str, user_id: str | None) -> bool:
-    return bool(await connection.fetchval("select * from chatledger.delete_session($1, $2)", session_id, user_id))
-
-
-async def truncate_session(
-    connection: Connection,
-    session_id: str,
-    from_sequence: int,
-    user_id: str | None,
-    expected_sequence: int | None,
-    fence: int | None,
-) -> TruncateReceipt:
-    row = await _row(
-        connection,
-        "select * from chatledger.truncate_session($1, $2, $3, $4, $5)",
-        session_id,
-        from_sequence,
-        user_id,
-        expected_sequence,
-        fence,
+def delete_session(session_id: str, user_id: str | None) -> Call[bool]:
+    return Call(
+        "select * from chatledger.delete_session($1, $2)", (clean_text(session_id), _text(user_id)), _value(bool)
     )
-    return TruncateReceipt(*row)
 
 
-async def fork_session(
-    connection: Connection,
-    session_id: str,
-    new_session_id: str,
-    at_sequence: int | None,
-    user_id: str | None,
-    title: str | None,
-) -> SessionHeader:
-    row = await _row(
-        connection,
+def fork_session(
+    session_id: str, new_session_id: str | None, at_sequence: int | None, user_id: str | None, title: str | None
+) -> Call[SessionHeader]:
+    return Call(
         "select * from chatledger.fork_session($1, $2, $3, $4, $5)",
-        session_id,
-        new_session_id,
-        at_sequence,
-        user_id,
-        title,
+        (clean_text(session_id), _id(new_session_id), at_sequence, _text(user_id), _text(title)),
+        _header,
     )
-    return header_of(row)
 
 
-async def record_usage(
-    connection: Connection, session_id: str, usage_id: str, usage: Usage, user_id: str | None
-) -> SessionHeader:
-    row = await _row(
-        connection,
+def record_usage(session_id: str, usage_id: str, usage: Usage, user_id: str | None) -> Call[SessionHeader]:
+    details = usage.model_dump(exclude={"usage_id", "prompt_tokens", "completion_tokens", "total_tokens"})
+    return Call(
         "select * from chatledger.record_usage($1, $2, $3, $4, $5, $6, $7::text::jsonb)",
-        session_id,
-        usage_id,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.total_tokens,
-        user_id,
-        encode_object(usage.model_dump(exclude=_USAGE_ARGUMENTS), "usage"),
+        (
+            clean_text(session_id),
+            clean_text(usage_id),
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.total_tokens,
+            _text(user_id),
+            encode_object(details, "usage"),
+        ),
+        _header,
     )
-    return header_of(row)
+
+
+# Messages
+
+
+def append_messages(
+    session_id: str,
+    messages: Sequence[str],
+    user_id: str | None,
+    expected_sequence: int | None = None,
+    fence: int | None = None,
+) -> Call[list[AppendReceipt]]:
+    """Append messages that :func:`chatledger.postgres.encoding.encode_messages` encoded."""
+    return Call(
+        "select * from chatledger.append_messages($1, $2::text[]::jsonb[], $3, $4, $5)",
+        (clean_text(session_id), messages, _text(user_id), expected_sequence, fence),
+        lambda rows: [AppendReceipt(*row) for row in rows],
+    )
+
+
+def get_messages(
+    session_id: str, user_id: str | None, after: int | None, before: int | None, limit: int | None
+) -> Call[list[ChatMessage]]:
+    return Call(
+        f"select {', '.join(COLUMNS)} from chatledger.get_messages($1, $2, $3, $4, $5)",
+        (clean_text(session_id), _text(user_id), after, before, limit),
+        messages_of,
+    )
+
+
+def amend_message(
+    session_id: str,
+    message_id: str,
+    patch: Mapping[str, Any],
+    expected_version: int | None,
+    user_id: str | None,
+    fence: int | None,
+) -> Call[AmendReceipt]:
+    return Call(
+        "select * from chatledger.amend_message($1, $2, $3::text::jsonb, $4, $5, $6)",
+        (
+            clean_text(session_id),
+            clean_text(message_id),
+            encode_object(patch, "patch"),
+            expected_version,
+            _text(user_id),
+            fence,
+        ),
+        lambda rows: AmendReceipt(*rows[0]),
+    )
+
+
+def add_tool_call(
+    session_id: str, tool_call: Mapping[str, Any], user_id: str | None, message_id: str | None, fence: int | None
+) -> Call[ToolCallReceipt]:
+    return Call(
+        "select * from chatledger.add_tool_call($1, $2::text::jsonb, $3, $4, $5)",
+        (clean_text(session_id), encode_object(tool_call, "tool_call"), _text(user_id), _id(message_id), fence),
+        lambda rows: ToolCallReceipt(*rows[0]),
+    )
+
+
+def truncate_session(
+    session_id: str, from_sequence: int, user_id: str | None, expected_sequence: int | None, fence: int | None
+) -> Call[TruncateReceipt]:
+    return Call(
+        "select * from chatledger.truncate_session($1, $2, $3, $4, $5)",
+        (clean_text(session_id), from_sequence, _text(user_id), expected_sequence, fence),
+        lambda rows: TruncateReceipt(*rows[0]),
+    )
+
+
+# Streams and following
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,50 +254,108 @@ class Lease:
     message_count: int
 
 
-async def begin_stream(
-    connection: Connection,
+def begin_stream(
     session_id: str,
-    owner: str,
+    holder: str,
     ttl: timedelta,
     user_id: str | None,
     stream_id: str,
     force: bool,
     max_streams: int | None,
-) -> Lease:
-    row = await _row(
-        connection,
+) -> Call[Lease]:
+    return Call(
         "select * from chatledger.begin_stream($1, $2, $3, $4, $5, $6, $7)",
-        session_id,
-        owner,
-        ttl,
-        user_id,
-        stream_id,
-        force,
-        max_streams,
+        (clean_text(session_id), clean_text(holder), ttl, _text(user_id), stream_id, force, max_streams),
+        lambda rows: Lease(*rows[0]),
     )
-    return Lease(*row)
 
 
-async def renew_stream(connection: Connection, session_id: str, fence: int, ttl: timedelta) -> None:
-    await connection.fetchval("select * from chatledger.renew_stream($1, $2, $3)", session_id, fence, ttl)
+def renew_stream(session_id: str, fence: int, ttl: timedelta) -> Call[datetime]:
+    return Call(
+        "select * from chatledger.renew_stream($1, $2, $3)",
+        (clean_text(session_id), fence, ttl),
+        lambda rows: rows[0][0],
+    )
 
 
-async def end_stream(connection: Connection, session_id: str, fence: int) -> bool:
-    return bool(await connection.fetchval("select * from chatledger.end_stream($1, $2)", session_id, fence))
+def end_stream(session_id: str, fence: int) -> Call[bool]:
+    return Call("select * from chatledger.end_stream($1, $2)", (clean_text(session_id), fence), _value(bool))
 
 
-async def verify_session(connection: Connection, session_id: str | None) -> list[IntegrityProblem]:
-    rows = await connection.fetch("select * from chatledger.verify_session($1)", session_id)
-    return [IntegrityProblem(*row) for row in rows]
+def follow_session(
+    session_id: str, user_id: str | None, ttl: timedelta, echo: bool = False
+) -> Call[tuple[str, timedelta]]:
+    """Return the channel to LISTEN on, and for how long the session is watched."""
+    return Call(
+        "select channel, watched_for from chatledger.follow_session($1, $2, $3, $4)",
+        (clean_text(session_id), _text(user_id), ttl, echo),
+        lambda rows: (rows[0][0], rows[0][1]),
+    )
 
 
-async def status(connection: Connection) -> dict[str, str | None]:
-    return {row["item"]: row["value"] for row in await connection.fetch("select * from chatledger.status()")}
+# For operators
 
 
-async def purge_sessions(connection: Connection, older_than: timedelta, limit: int) -> int:
-    return int(await connection.fetchval("select * from chatledger.purge_sessions($1, $2)", older_than, limit))
+def verify_session(session_id: str | None) -> Call[list[IntegrityProblem]]:
+    return Call(
+        "select * from chatledger.verify_session($1)",
+        (_text(session_id),),
+        lambda rows: [IntegrityProblem(*row) for row in rows],
+    )
 
 
-async def _row(connection: Connection, query: str, *arguments: Any) -> asyncpg.Record:
-    return (await connection.fetch(query, *arguments))[0]
+def status() -> Call[dict[str, str | None]]:
+    return Call("select * from chatledger.status()", (), lambda rows: {row["item"]: row["value"] for row in rows})
+
+
+def purge_sessions(older_than: timedelta, limit: int) -> Call[int]:
+    return Call("select * from chatledger.purge_sessions($1, $2)", (older_than, limit), _value(int))
+
+
+# Arguments and results
+
+_READ = f"select {', '.join(COLUMNS)}, removed, session from chatledger.read_session"
+
+
+def _text(given: str | None) -> str | None:
+    return None if given is None else clean_text(given)
+
+
+def _id(given: str | None) -> str:
+    return new_id() if given is None else clean_text(given)
+
+
+def _object(given: Mapping[str, Any] | None, argument: str) -> str | None:
+    return None if given is None else encode_object(given, argument)
+
+
+def _value(kind: Callable[[Any], Result]) -> Callable[[list[asyncpg.Record]], Result]:
+    return lambda rows: kind(rows[0][0])
+
+
+def _header(rows: list[asyncpg.Record]) -> SessionHeader:
+    return header_of(rows[0])
+
+
+def _session(rows: list[asyncpg.Record]) -> ChatSession | None:
+    if not rows:
+        return None
+    session = rows[0]["session"]
+    return session_of(session, message_rows(session, rows[1:]))
+
+
+def _bodies(rows: list[asyncpg.Record]) -> tuple[SessionHeader, list[tuple[str, dict[str, Any]]]] | None:
+    if not rows:
+        return None
+    session = rows[0]["session"]
+    bodies = bodies_of(message_rows(session, rows[1:]))
+    return header_of(session), [(message_id, body_as_appended(body)) for message_id, body in bodies.items()]
+
+
+def _outcome(rows: list[asyncpg.Record]) -> Outcome:
+    first, *messages = rows
+    return Outcome(
+        header_of(first["session"]),
+        first["version_before"],
+        {row["message_id"]: (row["sequence"], row["created_at"], row["amended_version"]) for row in messages},
+    )

@@ -16,10 +16,33 @@ from chatledger.version import __version__
 if TYPE_CHECKING:
     from chatledger.postgres.functions import Connection
 
-# Only one migrator at a time in a database, be it this one or db/install.sql.
-_LOCK = "select pg_advisory_xact_lock(hashtext('chatledger.migrations'))"
 # SQL functions may name functions of files that come later.
 _SETUP = "set local check_function_bodies = off"
+# Only one migrator at a time in a database, be it this one or db/install.sql. A table and no advisory lock, which any
+# login role could take. Who creates the schema at the same time waits for the other's transaction, too.
+_LOCK = """do $lock$
+begin
+    set local lock_timeout = '1min';
+    begin
+        create schema if not exists chatledger;
+        create table if not exists chatledger.migrations (
+            number     integer     primary key,
+            name       text        not null,
+            checksum   text        not null,
+            applied_at timestamptz not null default now()
+        );
+    exception when unique_violation or duplicate_schema or duplicate_table then
+        null;  -- Another migrator has just created them.
+    end;
+    lock table chatledger.migrations in share row exclusive mode;
+    set local lock_timeout to default;
+exception when lock_not_available then
+    raise exception using
+        errcode = 'CL012',
+        message = 'another transaction has kept the migrations locked for a minute',
+        hint = 'Wait until the other migrator is done, or end its transaction, and migrate again.';
+end
+$lock$"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +88,18 @@ async def pending(connection: Connection) -> list[Migration]:
         MigrationError: The server is too old; the database is newer than this release; or a migration that was applied
             has changed.
     """
-    try:
-        await connection.execute(_guard())
-    except asyncpg.PostgresError as error:
-        raise from_postgres(error) or error from error
+    await _guarded(connection, _guard())
     if await connection.fetchval("select to_regclass('chatledger.migrations')") is None:
         return list(migrations())
     applied = {row["number"] for row in await connection.fetch("select number from chatledger.migrations")}
     return [migration for migration in migrations() if migration.number not in applied]
+
+
+async def _guarded(connection: Connection, sql: str) -> None:
+    try:
+        await connection.execute(sql)
+    except asyncpg.PostgresError as error:
+        raise from_postgres(error) or error from error
 
 
 async def migrate(connection: Connection) -> list[Migration]:
@@ -84,7 +111,7 @@ async def migrate(connection: Connection) -> list[Migration]:
         MigrationError: See :func:`pending`.
     """
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute(_LOCK)
+        await _guarded(connection, _LOCK)
         await connection.execute(_SETUP)
         todo = await pending(connection)
         for migration in todo:
@@ -112,21 +139,19 @@ def psql_script() -> str:
         "-- Written by `make install-sql`; do not edit.",
         r"\set ON_ERROR_STOP on",
         "begin;",
-        rf"{_LOCK} \g /dev/null",
+        f"{_LOCK};",
         f"{_SETUP};",
         _guard(),
     ]
-    # The first migration makes the table that the others are looked up in.
-    condition = "to_regclass('chatledger.migrations') is null"
     for migration in migrations():
+        applied = f"select from chatledger.migrations where number = {migration.number}"
         lines += [
-            rf"select {condition} as pending \gset",
+            rf"select not exists ({applied}) as pending \gset",
             r"\if :pending",
             rf"\ir migrations/{migration.name}.sql",
             _record(migration),
             r"\endif",
         ]
-        condition = f"not exists (select from chatledger.migrations where number = {migration.number + 1})"
     lines += [rf"\ir {path.relative_to(sql_folder())}" for path in definitions()]
     return "\n".join([*lines, "commit;", ""])
 

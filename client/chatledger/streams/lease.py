@@ -36,7 +36,7 @@ class LeaseOptions:
 
     session_id: str
     user_id: str | None
-    owner: str
+    holder: str
     ttl: float
     wait: float
     force: bool
@@ -61,9 +61,9 @@ class HeldLease:
         """
         loop = asyncio.get_running_loop()
         options = self._options
-        arguments = (
+        begin = functions.begin_stream(
             options.session_id,
-            options.owner,
+            options.holder,
             self._ttl,
             options.user_id,
             new_id(),
@@ -74,7 +74,7 @@ class HeldLease:
         pause = 0.02
         while True:
             self._runs_out_at = loop.time() + options.ttl
-            call = asyncio.ensure_future(self._run(lambda c: functions.begin_stream(c, *arguments)))
+            call = asyncio.ensure_future(self._run(begin))
             try:
                 lease = await asyncio.shield(call)
             except asyncio.CancelledError:
@@ -117,7 +117,7 @@ class HeldLease:
         runs_out_at = asyncio.get_running_loop().time() + self._options.ttl  # from before the call: never too late
         try:
             async with asyncio.timeout(min(self._options.ttl / 3, _RENEWAL)):
-                await self._run_apart(lambda c: functions.renew_stream(c, session_id, self._fence, self._ttl))
+                await self._run_apart(functions.renew_stream(session_id, self._fence, self._ttl))
         except MAY_PASS as error:
             logger.warning("session %s: the stream's lease was not renewed yet: %r", session_id, error)
             return False
@@ -130,7 +130,7 @@ class HeldLease:
         try:
             async with asyncio.timeout(CLOSING):
                 fence = self._fence if begin is None else (await begin).fence
-                await self._run(lambda c: functions.end_stream(c, session_id, fence))
+                await self._run(functions.end_stream(session_id, fence))
         except MAY_PASS as error:
             logger.warning("session %s: the stream's lease was not given back: %r", session_id, error)
         except ChatLedgerError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,7 @@ from chatledger.models.message import ChatMessage
 from chatledger.models.receipts import AppendReceipt, ToolCallReceipt
 from chatledger.models.saves import SaveArguments, SaveQueue
 from chatledger.postgres import functions
-from chatledger.postgres.encoding import clean_or_new_id, encode_message, encode_object
+from chatledger.postgres.encoding import encode_message, encode_messages, encode_object
 from chatledger.streams.accumulator import GrowingMessage, is_empty
 from chatledger.streams.lease import CLOSING, MAY_PASS, HeldLease, LeaseOptions, outlast
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from openai.types.chat import ChatCompletionChunk
 
-    from chatledger.postgres.connections import Result, Run
+    from chatledger.postgres.connections import Run
+    from chatledger.postgres.functions import Call, Result
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +126,10 @@ class Stream:
         """
         self._check_open()
         given = [messages] if isinstance(messages, ChatMessage | Mapping) else messages
-        encoded = [encode_message(message, index) for index, message in enumerate(given)]
+        append = functions.append_messages(self.session_id, encode_messages(given), self._user_id, fence=self.fence)
         async with self._saves.turn():
             await self._flush()
-            receipts = await self._write(
-                functions.append_messages, self.session_id, encoded, self._user_id, None, self.fence
-            )
+            receipts = await self._write(append)
             self._next_sequence = max([self._next_sequence, *(receipt.sequence + 1 for receipt in receipts)])
         return receipts
 
@@ -150,13 +149,10 @@ class Stream:
             ChatLedgerError: As :meth:`feed`.
         """
         self._check_open()
-        encoded = encode_object(tool_call, "tool_call")
-        call_message_id = clean_or_new_id(message_id)
+        add = functions.add_tool_call(self.session_id, tool_call, self._user_id, message_id, self.fence)
         async with self._saves.turn():
             await self._flush()
-            receipt = await self._write(
-                functions.add_tool_call, self.session_id, encoded, self._user_id, call_message_id, self.fence
-            )
+            receipt = await self._write(add)
             self._next_sequence = max(self._next_sequence, receipt.sequence + 1)
         return receipt
 
@@ -274,7 +270,7 @@ class Stream:
         await self._saves.save(self._next_save, self._send)
 
     async def _send(self, save: _Save) -> None:
-        outcome = await self._write(functions.save_session, save.arguments)
+        outcome = await self._write(functions.save_session(save.arguments))
         self._saved |= save.bodies
         for message in save.counted:
             message.usage = None
@@ -321,10 +317,10 @@ class Stream:
         )
         return _Save(arguments, bodies, counted)
 
-    async def _write(self, call: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
+    async def _write(self, call: Call[Result]) -> Result:
         self._check()
         try:
-            return await self._run(lambda c: call(c, *arguments))
+            return await self._run(call)
         except (StaleFence, SessionNotFound) as error:
             self._end(error)
             raise

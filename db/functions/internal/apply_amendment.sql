@@ -1,9 +1,14 @@
--- apply_amendment(p_session_id, p_amendment, p_read_version) -> boolean, whether the message changed
+-- apply_amendment(p_session, p_amendment, p_read_version) -> chatledger.sessions, with a new version if the message changed
 -- One amendment of save_session, which says what it is, to a message that the caller read at that version of the session.
 -- The caller holds the session's lock.
+-- Writes: sessions, messages.
 -- Raises: CL004 amended since, CL007 invalid message, CL009 message not found.
-create or replace function chatledger_internal.apply_amendment(p_session_id text, p_amendment jsonb, p_read_version bigint)
-returns boolean
+create or replace function chatledger_internal.apply_amendment(
+    p_session chatledger.sessions,
+    p_amendment jsonb,
+    p_read_version bigint
+)
+returns chatledger.sessions
 language plpgsql
 as $function$
 declare
@@ -12,7 +17,7 @@ declare
     v_patched  jsonb;
     v_field    text;
 begin
-    v_message := chatledger_internal.stored_message(p_session_id, p_amendment ->> 'message_id');
+    v_message := chatledger_internal.stored_message(p_session.id, p_amendment ->> 'message_id');
     v_field := case when p_amendment -> 'fields' ? 'role' then 'role'
         when p_amendment -> 'fields' ? 'message_id' then 'message_id' end;
     if v_field is not null then
@@ -62,11 +67,10 @@ begin
     end if;
 
     if v_patched = v_body then
-        return false;
+        return p_session;
     end if;
-    perform chatledger_internal.store_amended(v_message, v_patched);
-    return true;
+    return chatledger_internal.store_amended(p_session, v_message, v_patched);
 end
 $function$;
 
-comment on function chatledger_internal.apply_amendment(text, jsonb, bigint) is 'One amendment of save_session.';
+comment on function chatledger_internal.apply_amendment(chatledger.sessions, jsonb, bigint) is 'One amendment of save_session.';

@@ -1,6 +1,6 @@
 -- check_messages(p_messages) -> void
--- Refuses an array that cannot be stored whole: CL008 (not a one-dimensional array), CL007 (a bad message; DETAIL has
--- its index and field).
+-- Refuses an array that cannot be stored whole.
+-- Raises: CL007 (a bad message; DETAIL has its index and field), CL008 (not a one-dimensional array), CL014 (too many).
 create or replace function chatledger_internal.check_messages(p_messages jsonb[])
 returns void
 language plpgsql
@@ -12,6 +12,13 @@ declare
 begin
     if p_messages is null then
         perform chatledger_internal.raise_invalid_argument('messages', 'is null; expected an array of messages');
+    end if;
+    if cardinality(p_messages) > 100000 then
+        raise exception using
+            errcode = 'CL014',
+            message = format('the batch has %s messages, more than 100000', cardinality(p_messages)),
+            detail = jsonb_build_object('argument', 'messages', 'messages', cardinality(p_messages), 'limit', 100000)::text,
+            hint = 'Nothing was stored. Send the messages in several batches.';
     end if;
     if array_ndims(p_messages) > 1 then
         perform chatledger_internal.raise_invalid_argument('messages',

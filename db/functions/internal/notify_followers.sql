@@ -1,24 +1,24 @@
--- notify_followers(p_session_id, p_watched_until, p_version) -> void
+-- notify_followers(p_session_id, p_version) -> void
 -- Wakes those who follow the session, when this transaction commits, with its new version as the payload. Called by
--- whatever advances sessions.version, with the watched_until of the row that it has locked. Nobody follows: no
--- notification, since pg_notify makes all transactions of the database that notify commit one after the other.
+-- whatever counts the session's version on, under the session's lock. Nobody follows: no notification, since pg_notify makes
+-- all transactions of the database that notify commit one after the other.
 --
--- No wake-up is lost: a follower sets watched_until and commits, then LISTENs, then reads. A writer that locked the row
--- after that sees watched_until; one that locked it before has committed before, and the read sees what it wrote.
--- (follow_session waits for no writer: while one has the row, watched_until stays unset, and the follower polls.)
-create or replace function chatledger_internal.notify_followers(
-    p_session_id text,
-    p_watched_until timestamptz,
-    p_version bigint
-)
+-- No wake-up is lost: follow_session trusts its watch only once the watch is committed and nobody holds the session's lock.
+-- Whoever takes the lock after that sees the watch here, in a statement after the lock.
+create or replace function chatledger_internal.notify_followers(p_session_id text, p_version bigint)
 returns void
 language plpgsql
 as $function$
+declare
+    v_channel text;
 begin
-    if p_watched_until > clock_timestamp() then
-        perform pg_notify(chatledger_internal.session_channel(p_session_id), p_version::text);
+    select w.channel into v_channel
+    from chatledger.watches as w
+    where w.session_id = p_session_id and w.watched_until > clock_timestamp();
+    if found then
+        perform pg_notify(v_channel, p_version::text);
     end if;
 end
 $function$;
 
-comment on function chatledger_internal.notify_followers(text, timestamptz, bigint) is 'Wakes those who follow a session.';
+comment on function chatledger_internal.notify_followers(text, bigint) is 'Wakes those who follow a session.';
