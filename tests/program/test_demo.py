@@ -1,12 +1,11 @@
-"""The demo: its check finds every way in which a history can be broken, and its naive writers really collide."""
+"""The demo: its check finds every way in which a history can be broken."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -16,12 +15,12 @@ import asyncpg
 import pytest
 from rich.console import Console
 
-from chatledger import ChatLedger, ChatMessage, IntegrityProblem, Settings
-from chatledger.demo import check, full_speed, naive, run_demo, screen, writers
+from chatledger import ChatLedger, ChatMessage, IntegrityProblem
+from chatledger.demo import check, run_demo, screen, writers
 from chatledger.demo.batches import Writer, make_writer
 from chatledger.demo.progress import Place, Progress
 from chatledger.demo.writers import BATCHES, KILLED_AFTER, Target, WriterFailed
-from chatledger.postgres.connections import open_pool, without_password
+from chatledger.postgres.connections import without_password
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -218,7 +217,6 @@ class TestRun:
 
         session_id = re.findall(r"chatledger show (\S+)", shown)[0]
         assert await ledger.verify_session(session_id) == []
-        assert await connection.fetchval("select to_regnamespace('chatledger_demo_naive')") is None
         sessions = await ledger.list_sessions(None)
         assert [session.session_id for session in sessions.sessions] == [session_id]
 
@@ -254,18 +252,6 @@ class TestRun:
             with pytest.raises(WriterFailed, match="not there"):
                 await process.append(make_writer("process", "Python process", 1).batches[0])
 
-    async def test_leaves_the_naive_way_out_where_it_may_not_make_a_schema(
-        self, ledger: ChatLedger, database_url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        async def refused(*_: object) -> None:
-            raise asyncpg.InsufficientPrivilegeError("permission denied for database")
-
-        monkeypatch.setattr(writers, "PACE", 0.01)
-        monkeypatch.setattr(full_speed, "compare", refused)
-        console = Console(file=io.StringIO(), record=True, width=80)
-        assert await run_demo(ledger, database_url, None, console)
-        assert "Left out: permission denied for database" in console.export_text()
-
 
 @pytest.mark.parametrize(
     ("url", "shown"),
@@ -285,92 +271,3 @@ def test_a_batch_that_is_stored_untold_is_a_hole_in_the_strip() -> None:
     console = Console(file=io.StringIO(), record=True, width=80)
     console.print(screen.writing("s1", [progress], 80))
     assert console.export_text().splitlines()[-1] == "·A─"
-
-
-class TestNaive:
-    @pytest.fixture
-    async def pool(self, database_url: str) -> AsyncIterator[Pool]:
-        pool = await open_pool(database_url, Settings(pool_size=2))
-        async with pool.acquire() as connection, naive.schema(connection):
-            yield pool
-        await pool.close()
-
-    async def test_two_that_read_the_same_maximum_collide(self, pool: Pool, connect: Connect) -> None:
-        batch = make_writer("task-1", "Python task", 1).batches[0]
-        first, second = await connect(), await connect()
-        await second.execute("begin")
-        assert await naive.next_sequence(first, "s1") == await naive.next_sequence(second, "s1") == 0
-        await naive.insert(first, "s1", 0, batch)
-        with pytest.raises(asyncpg.UniqueViolationError):
-            await naive.insert(second, "s1", 0, batch)
-
-    @pytest.mark.parametrize("collisions", [0, 1, naive.RETRIES])
-    async def test_a_collision_is_retried(
-        self, pool: Pool, connect: Connect, monkeypatch: pytest.MonkeyPatch, collisions: int
-    ) -> None:
-        await get_in_between(await connect(), monkeypatch, collisions)
-        batch = make_writer("task-1", "Python task", 1).batches[0]
-        assert await naive.append(pool, "s1", batch) == collisions
-
-    async def test_a_batch_is_lost_after_the_retries(
-        self, pool: Pool, connect: Connect, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        other = await connect()
-        await get_in_between(other, monkeypatch, naive.RETRIES + 1)
-        writer = make_writer("task-1", "Python task", 2)
-        outcome = await full_speed.write_all([writer], lambda batch: naive.append(pool, "s1", batch))
-        assert outcome.batches == 2
-        assert outcome.batches_lost == 1
-        assert outcome.retries == naive.RETRIES
-        # The other's are all in, and our second batch.
-        assert await naive.count(other, "s1") == naive.RETRIES + 1 + len(writer.batches[1])
-
-    async def test_drops_its_schema_after_a_failure(self, connection: Connection, connect: Connect) -> None:
-        async def fail() -> None:
-            async with naive.schema(connection):
-                raise RuntimeError
-
-        with pytest.raises(RuntimeError):
-            await fail()
-        assert await connection.fetchval("select to_regnamespace('chatledger_demo_naive')") is None
-
-    async def test_a_second_demo_waits_for_its_turn(self, connection: Connection, connect: Connect) -> None:
-        waiting, observer = await connect(), await connect()
-
-        async def second() -> None:
-            async with naive.schema(waiting):
-                pass
-
-        async with naive.schema(connection):
-            task = asyncio.create_task(second())
-            while not await observer.fetchval(
-                "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1", waiting.get_server_pid()
-            ):
-                await asyncio.sleep(0.01)
-            assert await observer.fetchval("select to_regnamespace('chatledger_demo_naive')") is not None
-        await connection.close()
-        await task
-
-
-async def get_in_between(other: Connection, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    """Let another connection append a message between reading the maximum and inserting, so many times."""
-    read = naive.next_sequence
-    left = list(range(times))
-
-    async def read_then_lose_it(connection: Connection, session_id: str) -> int:
-        sequence = await read(connection, session_id)
-        if left:
-            taken = {"message_id": f"other-{left.pop()}", "role": "user", "content": "first"}
-            await naive.insert(other, session_id, sequence, (taken,))
-        return sequence
-
-    monkeypatch.setattr(naive, "next_sequence", read_then_lose_it)
-
-
-class TestFullSpeed:
-    async def test_the_ledger_loses_nothing(self, ledger: ChatLedger, database_url: str) -> None:
-        without, through = await full_speed.compare(database_url, "s1")
-        assert through.batches == without.batches == full_speed.WRITERS * full_speed.BATCHES
-        assert (through.batches_lost, through.messages_lost, through.retries) == (0, 0, 0)
-        assert without.retries >= without.batches_lost * naive.RETRIES
-        assert (without.batches_lost == 0) == (without.messages_lost == 0)

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from chatledger.demo import naive
+from bench import naive
 
 
 class Store:

@@ -12,7 +12,7 @@ import asyncpg
 from pydantic import ValidationError
 from rich.text import Text
 
-from chatledger.cli import bench, database, sessions, transfer  # noqa: F401 -- registers the commands
+from chatledger.cli import database, sessions, transfer  # noqa: F401 -- registers the commands
 from chatledger.cli.common import FAILED, WRONG_USAGE, app, errors, printable
 from chatledger.config import Settings
 from chatledger.errors import ChatLedgerError

@@ -80,7 +80,7 @@ def up() -> None:
 
 @app.command()
 def demo() -> None:
-    """Show several writers of three kinds append to one conversation at once; then check it; then do it naively."""
+    """Show several writers of three kinds append to one conversation at once; then check it."""
     from chatledger.demo import run_demo
 
     async def work(ledger: ChatLedger) -> int:

@@ -1,4 +1,4 @@
-"""The demo: writers of three kinds in one conversation, one of them killed on its way; then the same without ledger."""
+"""The demo: writers of three kinds in one conversation, one of them killed on its way; then the check."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import asyncpg
 from rich.console import Console
 
-from chatledger.demo import check, full_speed, naive, screen
+from chatledger.demo import check, screen
 from chatledger.demo.progress import Progress
 from chatledger.demo.writers import KILLED_AFTER, Target, make_writers, write_all
 from chatledger.ledger import ChatLedger
@@ -38,7 +37,6 @@ async def run_demo(
     target = Target(database_url, f"demo-{secrets.token_hex(3)}", "demo-user")
     await ledger.create_session(target.session_id, user_id=target.user_id, title="Many writers, one conversation")
     held = await show_writers(ledger, target, psql, console)
-    await show_without(target, console)
     console.print(screen.heading("To go on"), highlight=False)
     console.print(screen.commands(_commands(target, psql, embedded)), soft_wrap=True)
     return held
@@ -70,20 +68,6 @@ async def _check(ledger: ChatLedger, target: Target, all_progress: list[Progress
         await ledger.get_messages(target.session_id, user_id=target.user_id, limit=None),
         await ledger.verify_session(target.session_id),
     )
-
-
-async def show_without(target: Target, console: Console) -> None:
-    console.print(
-        screen.heading(
-            f"{full_speed.WRITERS} tasks at full speed: MAX(sequence) + 1 with {naive.RETRIES} retries, and chatledger"
-        )
-    )
-    try:
-        without, through = await full_speed.compare(target.database_url, target.session_id)
-    except (asyncpg.InsufficientPrivilegeError, asyncpg.TooManyConnectionsError) as error:
-        console.print(f"Left out: {error}", highlight=False, markup=False)
-    else:
-        console.print(screen.comparison(without, through, console.width))
 
 
 def _commands(target: Target, psql: Path | None, embedded: bool) -> list[tuple[str, str]]:

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from chatledger.demo.check import Finding
-from chatledger.demo.full_speed import Outcome
 from chatledger.demo.progress import Place, Progress
 
 # Foreground and background both, so that they do not depend on the terminal's own colours. Okabe and Ito's palette,
@@ -130,25 +129,6 @@ def _fact(finding: Finding) -> Text:
         return Text(finding.fact)
     shown, more = finding.problems[:3], len(finding.problems) - 3
     return Text("; ".join([*shown, *([f"and {more} more"] if more > 0 else [])]), _BAD)
-
-
-def comparison(without: Outcome, through: Outcome, width: int) -> RenderableType:
-    """Return what became of the same load without and with the ledger."""
-    table = _table(wide=width >= _WIDE)
-    table.add_column("")
-    for name in ("batches\nlost", "messages\nlost", "retries", "stored\nper second"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, outcome in (("MAX(sequence) + 1", without), ("chatledger", through)):
-        table.add_row(
-            name,
-            Text(f"{outcome.batches_lost} of {outcome.batches}", _BAD if outcome.batches_lost else _GOOD),
-            Text(f"{outcome.messages_lost} of {outcome.messages}", _BAD if outcome.messages_lost else _GOOD),
-            str(outcome.retries),
-            f"{outcome.messages_stored / outcome.seconds:,.0f}",
-        )
-    if without.messages_lost == 0:
-        return Group(table, Text("Nothing was lost this time: the writers got in each other's way too little here."))
-    return table
 
 
 def commands(lines: Sequence[tuple[str, str]]) -> RenderableType:

@@ -1,21 +1,20 @@
-"""The way without a ledger: MAX(sequence) + 1, and again on a unique violation. In a schema of its own."""
+"""Appends without a ledger: MAX(sequence) + 1, repeated after a unique violation. In a schema of its own."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-
-from chatledger.demo.batches import Batch
 
 if TYPE_CHECKING:
     from chatledger.postgres.connections import Pool
     from chatledger.postgres.functions import Connection
 
-SCHEMA = "chatledger_demo_naive"
+SCHEMA = "max_plus_one"
 RETRIES = 5
+Batch = Sequence[Mapping[str, Any]]
 
 
 class BatchLost(Exception):
@@ -24,38 +23,31 @@ class BatchLost(Exception):
 
 @asynccontextmanager
 async def schema(connection: Connection) -> AsyncIterator[None]:
-    """Make the schema, and drop it afterwards.
-
-    Raises:
-        asyncpg.InsufficientPrivilegeError: This user may not create schemas here.
-    """
-    # Until this connection is closed: a second demo on this database waits for its turn.
-    await connection.execute(f"select pg_advisory_lock(hashtext('{SCHEMA}'))")
+    """Make the schema, and drop it afterwards."""
+    await connection.execute(
+        f"""
+        create schema {SCHEMA};
+        create table {SCHEMA}.messages (
+            session_id text    not null,
+            sequence   integer not null,
+            message_id text    not null,
+            role       text    not null,
+            content    text,
+            primary key (session_id, sequence)
+        );
+        """
+    )
     try:
-        await connection.execute(f"drop schema if exists {SCHEMA} cascade")  # of a demo that was killed
-        await connection.execute(
-            f"""
-            create schema {SCHEMA};
-            create table {SCHEMA}.messages (
-                session_id text    not null,
-                sequence   integer not null,
-                message_id text    not null,
-                role       text    not null,
-                content    text,
-                primary key (session_id, sequence)
-            );
-            """
-        )
         yield
     finally:
-        await connection.execute(f"drop schema if exists {SCHEMA} cascade")
+        await connection.execute(f"drop schema {SCHEMA} cascade")
 
 
 async def append(pool: Pool, session_id: str, batch: Batch) -> int:
-    """Append a batch as a backend would that counts for itself; return how many retries it took.
+    """Append a batch as a backend without a ledger would; return how many retries it took.
 
     Raises:
-        BatchLost: It did not get through; nothing of it is stored.
+        BatchLost: Every try met a sequence that was taken; nothing of the batch is stored.
     """
     for retries in range(RETRIES + 1):
         try:
@@ -92,8 +84,3 @@ async def insert(connection: Connection, session_id: str, first: int, batch: Bat
         [message["role"] for message in batch],
         [message["content"] for message in batch],
     )
-
-
-async def count(connection: Connection, session_id: str) -> int:
-    """Return how many messages got in."""
-    return int(await connection.fetchval(f"select count(*) from {SCHEMA}.messages where session_id = $1", session_id))
