@@ -48,7 +48,7 @@ def key(session: ChatSession) -> str:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits for Redis as long as a busy machine needs."""
-    monkeypatch.setattr("chatledger.ledger.SessionCache", partial(SessionCache, timeout=10))
+    monkeypatch.setattr("chatledger.resources.SessionCache", partial(SessionCache, timeout=10))
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ async def test_g6_any_damage_to_a_copy_changes_no_answer(
 async def test_redis_stopped_killed_and_back(
     database_url: str, own_server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatledger.ledger.SessionCache", SessionCache)
+    monkeypatch.setattr("chatledger.resources.SessionCache", SessionCache)
     async with ChatLedger(database_url, own_server.url, settings=every_session()) as ledger:
         session = await saved(ledger, "one")
         own_server.pause()

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -279,12 +280,17 @@ def _jobs(rig: Rig, seed: str, sessions: list[Session], choice: Random, faults: 
     return [direct, *hit, *choice.sample(others, 2 - len(hit))]
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 async def _stored(admin: Connection, wanted: Session) -> Stored:
     """What is stored of a session and its forks, by plain queries."""
     session = await admin.fetchrow("select * from chatledger.sessions where id = $1", wanted.id)
     if session is None:
         return Stored(wanted.id, wanted.user)
     rows = await admin.fetch("select * from chatledger.messages where session_id = $1 order by sequence", wanted.id)
+    # An append leaves the session's row alone: its last message says where the session is.
+    last = [row for row in rows if not row["removed"]][-1:]
     usage = await admin.fetch("select * from chatledger.usage_records where session_id = $1", wanted.id)
     forks = await admin.fetch("select id from chatledger.sessions where forked_from = $1", wanted.id)
     return Stored(
@@ -301,9 +307,9 @@ async def _stored(admin: Connection, wanted: Session) -> Stored:
             )
             for row in rows
         ],
-        next_sequence=session["next_sequence"],
-        version=session["version"],
-        updated_at=_microseconds(session["updated_at"]),
+        next_sequence=max(session["next_sequence"], *(row["sequence"] + 1 for row in last), 0),
+        version=max(session["version"], *(row["version"] for row in last), 0),
+        updated_at=_microseconds(max(session["updated_at"], *(row["created_at"] for row in last), EPOCH)),
         deleted=session["deleted_at"] is not None,
         header=header_of(session["title"], session["pinned"], session["total_tokens"], json.loads(session["metadata"])),
         usage={row["usage_id"]: row["total_tokens"] for row in usage},

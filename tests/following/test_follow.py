@@ -31,7 +31,7 @@ from chatledger import (
 )
 from chatledger.following.follower import Listener
 from tests.helpers.calls import real_call, replace_call
-from tests.helpers.following import LISTENING, Events, followers_of, gone, listener_of, waiting_for_next
+from tests.helpers.following import LISTENING, Events, followers_of, gone, is_heard, listener_of, waiting_for_next
 from tests.helpers.messages import user
 from tests.helpers.sql import Connect, Psql
 from tests.helpers.waiting import HANGS, until
@@ -259,7 +259,7 @@ async def test_message_of_a_transaction_that_was_open_before_anybody_followed(
     await ChatLedger(connection).append_messages(session_id, [user("early")])
     async with aclosing(ledger.follow(session_id)) as events:
         waiting = asyncio.create_task(anext(events))
-        await until(lambda: listener_of(ledger)._heard)
+        await until(lambda: is_heard(ledger))
         await transaction.commit()
         assert await result(waiting) == ("appended", 0)
 
@@ -301,7 +301,7 @@ async def test_many_sessions_are_followed_over_one_connection(
         await ledger.create_session(session_id)
     followers = [ledger.follow(session_id) for session_id in ids for _ in range(2)]
     waiting = [asyncio.create_task(take(events)) for events in followers]
-    await until(lambda: len(listener_of(ledger)._listening) == 1000 and listener_of(ledger)._heard)
+    await until(lambda: is_heard(ledger) and len(listener_of(ledger)._listening) == 1000)
     assert await connection.fetchval(f"select count(*) from pg_stat_activity where {LISTENING}") == 1
 
     for session_id in ids:
@@ -328,7 +328,7 @@ async def test_leaving_the_loop_ends_it(
     await until(lambda: gone(connection))
 
     waiting = asyncio.create_task(take(ledger.follow(session_id, after=2)))
-    await until(lambda: listener_of(ledger)._heard)
+    await until(lambda: is_heard(ledger))
     waiting.cancel()
     await until(lambda: gone(connection))
     async with aclosing(ledger.follow(session_id, after=1)) as events:
@@ -355,7 +355,7 @@ async def end_listening(ledger: ChatLedger, connection: asyncpg.Connection[async
     await connection.execute("select pg_terminate_backend($1)", ended)
     another = f"select exists (select from pg_stat_activity where {LISTENING} and pid <> $1)"
     await until(lambda: connection.fetchval(another, ended))
-    await until(lambda: listener_of(ledger)._heard)
+    await until(lambda: is_heard(ledger))
 
 
 async def test_connection_that_listens_is_replaced(
@@ -435,7 +435,7 @@ async def test_g5_lost_notifications_are_made_up_for(
 ) -> None:
     async with aclosing(impatient.follow(session_id)) as events:
         waiting = asyncio.create_task(take(events, 5))
-        await until(lambda: listener_of(impatient)._heard)
+        await until(lambda: is_heard(impatient))
         monkeypatch.setattr(Listener, "_wake", lambda *_: None)
         for number in range(5):
             await other.append_messages(session_id, [user(str(number))])
@@ -487,7 +487,7 @@ async def test_where_notifications_do_not_arrive_followers_poll_and_the_log_says
                 for session in (session_id, "s2"):
                     await other.append_messages(session, [user(str(number))])
                 assert [told(await task) for task in waiting] == [[("appended", number)]] * 2
-            assert not listener_of(ledger)._heard
+            assert not is_heard(ledger)
     [record] = caplog.records
     assert (record.levelname, "No notifications arrive" in record.getMessage()) == ("WARNING", True)
 
@@ -515,7 +515,7 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
         await other.append_messages(session_id, [user("0")])
         assert told(await waiting) == [("appended", 0)]
         refusing = False
-        await until(lambda: listener_of(ledger)._heard)
+        await until(lambda: is_heard(ledger))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "no way" in caplog.records[0].getMessage()
 
@@ -566,7 +566,7 @@ async def test_followers_end_when_their_ledger_is_closed(database_url: str, sess
     async with ChatLedger(database_url) as ledger:
         events = ledger.follow(session_id)
         waiting = asyncio.create_task(anext(events))
-        await until(lambda: listener_of(ledger)._heard)
+        await until(lambda: is_heard(ledger))
     with pytest.raises(ChatLedgerError, match="was closed"):
         await waiting
 
@@ -668,7 +668,7 @@ async def test_behind_pgbouncer_followers_poll_unless_there_is_a_way_around_it(
         for number in range(3):
             waiting = asyncio.create_task(take(events))
             if direct:
-                await until(lambda: listener_of(ledger)._heard)
+                await until(lambda: is_heard(ledger))
             await other.append_messages(session_id, [user(str(number))])
             assert told(await waiting) == [("appended", number)]
-        assert listener_of(ledger)._heard is bool(direct)
+        assert is_heard(ledger) is bool(direct)

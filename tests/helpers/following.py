@@ -22,6 +22,11 @@ def listener_of(ledger: ChatLedger) -> Listener:
     return ledger._resources._listener
 
 
+def is_heard(ledger: ChatLedger) -> bool:
+    """Whether notifications arrive."""
+    return ledger._resources is not None and ledger._resources._listener is not None and listener_of(ledger)._heard
+
+
 def followers_of(ledger: ChatLedger) -> list[_Follower]:
     """Give those that have asked for notifications: none, while the first one is still about to."""
     if ledger._resources is None or ledger._resources._listener is None:

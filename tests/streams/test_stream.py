@@ -31,6 +31,7 @@ from chatledger import (
     Usage,
 )
 from chatledger.postgres import functions
+from tests.helpers.calls import replace_call
 from tests.helpers.lost_answers import answers_lost
 from tests.helpers.openai_server import TEXT, USAGE, OpenAIServer, openai_server
 from tests.helpers.openai_server import chunk as chunk_of
@@ -753,7 +754,7 @@ async def test_g7_one_that_cannot_renew_in_time_stops_by_its_own_clock(
     async def unanswered(*_: Any) -> None:
         raise ConnectionResetError
 
-    monkeypatch.setattr(functions, "renew_stream", unanswered)
+    replace_call(monkeypatch, "renew_stream", unanswered)
     stream = ledger.stream(session_id, ttl=0.2)
 
     async def streaming() -> None:
