@@ -165,7 +165,8 @@ class ChatLedger:
         resources = self._resources or await self._open()
         if resources.cache is None or last is not None:
             return await self._run(call)
-        return await read_through(resources.cache, self._run, clean_text(session_id), user_id, self._settings)
+        settings = self._settings.model_copy(update={"cache_max_staleness": 0.0}) if fresh else self._settings
+        return await read_through(resources.cache, self._run, clean_text(session_id), user_id, settings)
 
     async def save_session(self, session: ChatSession, *, fence: int | None = None) -> ChatSession:
         """Save what the caller changed in its copy since it loaded or saved it, in one call: whole or not at all.
