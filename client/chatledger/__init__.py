@@ -32,7 +32,7 @@ from chatledger.errors import (
     TooManyStreams,
     UsageConflict,
 )
-from chatledger.following.follower import SessionEvent
+from chatledger.following.events import SessionEvent
 from chatledger.ledger import ChatLedger
 from chatledger.models.header import SessionHeader, SessionPage, Usage, UsageTotals
 from chatledger.models.message import ChatMessage

@@ -15,7 +15,9 @@ import asyncpg
 from chatledger.cache.read_through import read_through
 from chatledger.config import Settings
 from chatledger.errors import ChatLedgerError, InvalidArgument
-from chatledger.following.follower import Listener, SessionEvent, follow
+from chatledger.following.events import SessionEvent
+from chatledger.following.follower import follow
+from chatledger.following.listener import Listener
 from chatledger.models.header import SessionHeader, SessionPage, Usage
 from chatledger.models.message import ChatMessage
 from chatledger.models.receipts import AmendReceipt, AppendReceipt, IntegrityProblem, ToolCallReceipt, TruncateReceipt

@@ -11,7 +11,7 @@ import asyncpg
 
 from chatledger.cache.link import SessionCache
 from chatledger.errors import ChatLedgerError
-from chatledger.following.follower import Listener, listening_connection
+from chatledger.following.listener import Listener, listening_connection
 from chatledger.postgres.combining import Combiner
 from chatledger.postgres.connections import Database, close_pool, open_pool
 from chatledger.postgres.migrations import migrate

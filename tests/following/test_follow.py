@@ -17,6 +17,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import chatledger.following.follower
+import chatledger.following.listener
 from chatledger import (
     ChatLedger,
     ChatLedgerError,
@@ -29,7 +30,7 @@ from chatledger import (
     embedded,
     migrate,
 )
-from chatledger.following.follower import Listener
+from chatledger.following.listener import Listener
 from tests.helpers.calls import real_call, replace_call
 from tests.helpers.following import LISTENING, Events, followers_of, gone, is_heard, listener_of, waiting_for_next
 from tests.helpers.messages import user
@@ -476,8 +477,8 @@ async def test_where_notifications_do_not_arrive_followers_poll_and_the_log_says
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """LISTEN on another database is like LISTEN through pgbouncer: it is accepted, and nothing comes."""
-    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.0)
-    caplog.set_level(logging.INFO, "chatledger.following.follower")
+    monkeypatch.setattr(chatledger.following.listener, "_PATIENCE", 0.0)
+    caplog.set_level(logging.INFO, "chatledger.following.listener")
     elsewhere = database_url.replace(f"/{database_url.split('/')[3].split('?')[0]}?", "/postgres?")
     async with ChatLedger(database_url, settings=Settings(listen_url=elsewhere)) as ledger:
         await other.create_session("s2")
@@ -499,8 +500,8 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.0)
-    caplog.set_level(logging.INFO, "chatledger.following.follower")
+    monkeypatch.setattr(chatledger.following.listener, "_PATIENCE", 0.0)
+    caplog.set_level(logging.INFO, "chatledger.following.listener")
     refusing = True
 
     async def connect(*arguments: Any, **options: Any) -> Any:
@@ -508,7 +509,7 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
             raise OSError("no way")
         return await asyncpg.connect(*arguments, **options)
 
-    monkeypatch.setattr("chatledger.following.follower.connect", connect)
+    monkeypatch.setattr("chatledger.following.listener.connect", connect)
     async with ChatLedger(database_url) as ledger, aclosing(ledger.follow(session_id)) as events:
         waiting = asyncio.create_task(take(events))
         await until(lambda: caplog.records)
@@ -523,15 +524,15 @@ async def test_where_nobody_can_listen_followers_poll_until_somebody_can(
 async def test_polling_backs_off_while_nothing_happens(
     ledger: ChatLedger, other: ChatLedger, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chatledger.following.follower, "_LONGEST_PAUSE", 0.4)
-    monkeypatch.setattr(Listener, "hears", lambda *_: False)
+    monkeypatch.setattr(chatledger.following.follower, "LONGEST_BACKOFF", 0.4)
+    monkeypatch.setattr(Listener, "delivers", lambda *_: False)
     async with aclosing(ledger.follow(session_id)) as events:
         for number in range(2):
             waiting = asyncio.create_task(take(events))
-            await until(lambda: [follower._pause for follower in followers_of(ledger)] == [0.4])
+            await until(lambda: [follower._backoff for follower in followers_of(ledger)] == [0.4])
             await other.append_messages(session_id, [user(str(number))])
             assert told(await waiting) == [("appended", number)]
-            assert followers_of(ledger)[0]._pause == chatledger.following.follower._FIRST_PAUSE
+            assert followers_of(ledger)[0]._backoff == chatledger.following.listener.FIRST_BACKOFF
 
 
 async def test_on_a_pool_of_the_callers_one_of_its_connections_listens(
@@ -574,7 +575,7 @@ async def test_followers_end_when_their_ledger_is_closed(database_url: str, sess
 async def test_nothing_is_logged_of_a_ledger_that_is_closed(
     database_url: str, session_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.5)
+    monkeypatch.setattr(chatledger.following.listener, "_PATIENCE", 0.5)
     connecting, patience_is_over = asyncio.Event(), asyncio.Event()
 
     async def connect(*_: Any, **__: Any) -> None:
@@ -582,7 +583,7 @@ async def test_nothing_is_logged_of_a_ledger_that_is_closed(
         connecting.set()
         await patience_is_over.wait()
 
-    monkeypatch.setattr("chatledger.following.follower.connect", connect)
+    monkeypatch.setattr("chatledger.following.listener.connect", connect)
     async with ChatLedger(database_url) as ledger:
         waiting = asyncio.create_task(anext(ledger.follow(session_id)))
         await connecting.wait()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 
 from chatledger import ChatLedger, SessionEvent
-from chatledger.following.follower import Listener, _Follower
+from chatledger.following.listener import Delivery, Listener
 from tests.helpers.waiting import until
 
 Events = AsyncGenerator[SessionEvent, None]
@@ -24,10 +25,14 @@ def listener_of(ledger: ChatLedger) -> Listener:
 
 def is_heard(ledger: ChatLedger) -> bool:
     """Whether notifications arrive."""
-    return ledger._resources is not None and ledger._resources._listener is not None and listener_of(ledger)._heard
+    return (
+        ledger._resources is not None
+        and ledger._resources._listener is not None
+        and (listener_of(ledger).delivery is Delivery.DELIVERING)
+    )
 
 
-def followers_of(ledger: ChatLedger) -> list[_Follower]:
+def followers_of(ledger: ChatLedger) -> list[Any]:
     """Give those that have asked for notifications: none, while the first one is still about to."""
     if ledger._resources is None or ledger._resources._listener is None:
         return []
@@ -39,7 +44,7 @@ async def waiting_for_next(ledger: ChatLedger, *followed: Events) -> AsyncIterat
     """Take the next event of each, in tasks that only a notification can wake before half a minute is over."""
     tasks = [asyncio.create_task(anext(events)) for events in followed]
     await until(lambda: len(followers_of(ledger)) == len(followed))
-    await until(lambda: all(map(listener_of(ledger).hears, listener_of(ledger)._followers)))
+    await until(lambda: all(map(listener_of(ledger).delivers, listener_of(ledger)._followers)))
     followers = followers_of(ledger)
     for _ in range(2):  # one that was polling looks once more, then counts on notifications
         listener_of(ledger)._wake_all()

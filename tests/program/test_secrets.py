@@ -16,7 +16,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 
-import chatledger.following.follower
+import chatledger.following.listener
 from chatledger import ChatLedger, ChatLedgerError, ChatMessage, ChatSession, InvalidArgument, Settings, Stream, Usage
 from chatledger.demo import writers
 from chatledger.demo.batches import make_writer
@@ -191,7 +191,7 @@ async def test_no_log_holds_what_is_streamed_saved_and_followed_when_postgres_qu
 ) -> None:
     """A constraint of somebody's own: its errors have the failing row in their DETAIL."""
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(chatledger.following.follower, "_PATIENCE", 0.0)
+    monkeypatch.setattr(chatledger.following.listener, "_PATIENCE", 0.0)
     chunk = ChatCompletionChunk.model_validate(chunk_of({"content": WORDS}))
     await ledger.create_session("s1")
     await ledger.create_session("s2", title=WORDS)

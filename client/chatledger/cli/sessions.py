@@ -18,7 +18,7 @@ from rich.text import Text
 
 from chatledger.cli.common import FOUND_WRONG, Json, app, errors, output, printable, run
 from chatledger.errors import SessionNotFound
-from chatledger.following.follower import SessionEvent
+from chatledger.following.events import SessionEvent
 from chatledger.ledger import ChatLedger
 from chatledger.models.message import ChatMessage
 from chatledger.models.session import ChatSession
