@@ -212,7 +212,7 @@ async def test_no_log_holds_what_is_streamed_saved_and_followed_when_postgres_qu
         raise LookupError
 
     async def cancel(writing: Stream) -> None:
-        asyncio.get_running_loop().call_soon(writing._holder.cancel)  # type: ignore[union-attr]
+        asyncio.get_running_loop().call_soon(writing._holder._task.cancel)  # type: ignore[union-attr]
 
     locking = connection.transaction()
 
@@ -261,7 +261,7 @@ async def test_no_log_holds_what_is_streamed_saved_and_followed_when_postgres_qu
         "is not saved yet",
         "end of the stream was not saved",
         "not renewed yet",
-        "not given back",
+        "not released",
         "cancellation failed",
     ):
         assert warning in caplog.text

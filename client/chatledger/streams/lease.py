@@ -1,4 +1,4 @@
-"""The lease of a session's one stream: taken, kept by a heartbeat, given back."""
+"""The lease of a session's one stream: taken, kept by a heartbeat, released."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CLOSING = 5.0
-"""Seconds that a stream which was cancelled takes to save the rest, and again to give the lease back."""
-_RENEWAL = 5.0
+CLOSING_TIME = 5.0
+"""Seconds that a stream which was cancelled takes to save the rest, and again to release the lease."""
+_RENEWAL_TIMEOUT = 5.0
 """Seconds after which a renewal without an answer makes room for those of other streams, and is tried again."""
-MAY_PASS = (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError)
+TRANSIENT = (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError)
 """Errors after which the same call may succeed."""
 
 
@@ -46,9 +46,9 @@ class LeaseOptions:
 class HeldLease:
     """The lease as its holder has it."""
 
-    def __init__(self, run: Run, run_apart: Run, options: LeaseOptions) -> None:
+    def __init__(self, run: Run, run_heartbeat: Run, options: LeaseOptions) -> None:
         self._run = run
-        self._run_apart = run_apart
+        self._run_heartbeat = run_heartbeat
         self._options = options
         self._ttl = timedelta(seconds=options.ttl)
         self._fence = 0
@@ -70,25 +70,25 @@ class HeldLease:
             options.force,
             options.max_streams,
         )
-        give_up_at = loop.time() + options.wait
-        pause = 0.02
+        deadline = loop.time() + options.wait
+        backoff = 0.02
         while True:
             self._runs_out_at = loop.time() + options.ttl
             call = asyncio.ensure_future(self._run(begin))
             try:
                 lease = await asyncio.shield(call)
             except asyncio.CancelledError:
-                await outlast(self.give_back(call))
+                await finish_despite_cancellation(self.release(call))
                 raise
             except StreamBusy:
-                left = give_up_at - loop.time()
+                left = deadline - loop.time()
                 if left <= 0:
                     raise
             else:
                 self._fence = lease.fence
                 return lease
-            await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))
-            pause = min(pause * 2, 0.25)
+            await asyncio.sleep(min(backoff * random.uniform(0.5, 1), left))
+            backoff = min(backoff * 2, 0.25)
 
     async def keep(self) -> None:
         """Renew the lease until this is cancelled.
@@ -116,34 +116,34 @@ class HeldLease:
         session_id = self._options.session_id
         runs_out_at = asyncio.get_running_loop().time() + self._options.ttl  # from before the call: never too late
         try:
-            async with asyncio.timeout(min(self._options.ttl / 3, _RENEWAL)):
-                await self._run_apart(functions.renew_stream(session_id, self._fence, self._ttl))
-        except MAY_PASS as error:
+            async with asyncio.timeout(min(self._options.ttl / 3, _RENEWAL_TIMEOUT)):
+                await self._run_heartbeat(functions.renew_stream(session_id, self._fence, self._ttl))
+        except TRANSIENT as error:
             logger.warning("session %s: the stream's lease was not renewed yet: %r", session_id, error)
             return False
         self._runs_out_at = runs_out_at
         return True
 
-    async def give_back(self, begin: Awaitable[Lease] | None = None) -> None:
+    async def release(self, begin: Awaitable[Lease] | None = None) -> None:
         """End the lease; with ``begin``, the one that this call may get. If that fails, it runs out by itself."""
         session_id = self._options.session_id
         try:
-            async with asyncio.timeout(CLOSING):
+            async with asyncio.timeout(CLOSING_TIME):
                 fence = self._fence if begin is None else (await begin).fence
                 await self._run(functions.end_stream(session_id, fence))
-        except MAY_PASS as error:
-            logger.warning("session %s: the stream's lease was not given back: %r", session_id, error)
+        except TRANSIENT as error:
+            logger.warning("session %s: the stream's lease was not released: %r", session_id, error)
         except ChatLedgerError:
             pass  # refused: there is no lease
 
 
-async def outlast(work: Coroutine[Any, Any, None]) -> None:
+async def finish_despite_cancellation(work: Coroutine[Any, Any, None]) -> None:
     """Do a piece of work to its end also when the caller is cancelled meanwhile, for a bounded time."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task], timeout=2 * CLOSING)
+        await asyncio.wait([task], timeout=2 * CLOSING_TIME)
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("what was to be done after a cancellation failed: %r", error)  # asyncio would log its DETAIL
         raise

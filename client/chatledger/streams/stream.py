@@ -16,7 +16,8 @@ from chatledger.models.saves import SaveArguments, SaveQueue
 from chatledger.postgres import functions
 from chatledger.postgres.encoding import encode_message, encode_messages, encode_object
 from chatledger.streams.accumulator import GrowingMessage, is_empty
-from chatledger.streams.lease import CLOSING, MAY_PASS, HeldLease, LeaseOptions, outlast
+from chatledger.streams.holder import HolderTask
+from chatledger.streams.lease import CLOSING_TIME, TRANSIENT, HeldLease, LeaseOptions, finish_despite_cancellation
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -49,18 +50,18 @@ class Stream:
         lost: The lease ran out, was taken over, or the session was deleted. Nothing can be written any more.
     """
 
-    def __init__(self, run: Run, run_apart: Run, options: LeaseOptions, flush_interval: float) -> None:
+    def __init__(self, run: Run, run_heartbeat: Run, options: LeaseOptions, flush_interval: float) -> None:
         self.session_id = options.session_id
         self.fence = 0
         self.lost = False
         self._run = run
         self._user_id = options.user_id
         self._flush_interval = flush_interval
-        self._lease = HeldLease(run, run_apart, options)
+        self._lease = HeldLease(run, run_heartbeat, options)
         self._version = self._next_sequence = self._removed_count = 0
         self._helpers: list[asyncio.Task[None]] = []
 
-        self._grown = asyncio.Event()
+        self._dirty = asyncio.Event()
         self._messages: list[GrowingMessage] = []
         """Those that are not saved to their end; the last one may still grow."""
         self._saved: dict[GrowingMessage, dict[str, Any]] = {}
@@ -68,9 +69,7 @@ class Stream:
         self._saves: SaveQueue[_Save] = SaveQueue()
 
         self._failure: Exception | None = None
-        self._holder: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-        self._cancelled = False
+        self._holder: HolderTask | None = None
         self._open = False
 
     @property
@@ -95,7 +94,7 @@ class Stream:
             raise InvalidArgument(
                 f"the chunk cannot be added to those before: {type(error).__name__}", detail={"argument": "chunk"}
             ) from error
-        self._grown.set()
+        self._dirty.set()
 
     def _take_in(self, chunk: ChatCompletionChunk) -> None:
         if is_empty(chunk):
@@ -179,9 +178,7 @@ class Stream:
         lease = await self._lease.begin()
         self.fence, self._version, self._next_sequence = lease.fence, lease.version, lease.next_sequence
         self._removed_count = lease.next_sequence - lease.message_count
-        self._holder = asyncio.current_task()
-        assert self._holder is not None
-        self._cancelling = self._holder.cancelling()
+        self._holder = HolderTask()
         self._open = True
         self._helpers = [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._save_as_it_grows())]
         return self
@@ -205,35 +202,35 @@ class Stream:
             )
 
     def _end(self, error: Exception) -> None:
-        """Tell the holder that it cannot go on, as asyncio.timeout does it."""
+        """Remember why the stream cannot go on, and cancel its holder."""
         if self._failure is not None:
             return
         self._failure = error
         self.lost = isinstance(error, StaleFence | SessionNotFound)
-        if self._open and self._holder is not None and asyncio.current_task() is not self._holder:
-            self._cancelled = self._holder.cancel()
+        if self._open and self._holder is not None:
+            self._holder.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Save the rest, and give the lease back."""
+        """Save the rest, and release the lease."""
         self._open = False
         heartbeat, saving = self._helpers
         saving.cancel()
         try:
             if not self.lost:
-                await outlast(self._close(None if kind is None else CLOSING))
+                await finish_despite_cancellation(self._close(None if kind is None else CLOSING_TIME))
         except Exception as unsaved:
             if kind is None and self._failure is None:
                 raise
             logger.warning("session %s: the end of the stream was not saved: %r", self.session_id, unsaved)
         finally:
             heartbeat.cancel()
-            await asyncio.wait(self._helpers, timeout=CLOSING)
+            await asyncio.wait(self._helpers, timeout=CLOSING_TIME)
 
         # Somebody else who cancelled, too, goes first.
-        others = self._cancelled and self._holder is not None and self._holder.uncancel() > self._cancelling
-        if self._failure is not None and (kind is None or (kind is asyncio.CancelledError and not others)):
+        only_we_cancelled = self._holder is None or self._holder.take_back()
+        if self._failure is not None and (kind is None or (kind is asyncio.CancelledError and only_we_cancelled)):
             raise self._failure from error
 
     async def _close(self, seconds: float | None) -> None:
@@ -243,19 +240,19 @@ class Stream:
                 async with asyncio.timeout(seconds), self._saves.turn():
                     await self._flush()
         finally:
-            await self._lease.give_back()
+            await self._lease.release()
 
     # The growing messages
 
     async def _save_as_it_grows(self) -> None:
         try:
             while True:
-                await self._grown.wait()
+                await self._dirty.wait()
                 try:
                     await self.flush()
-                except MAY_PASS as error:
+                except TRANSIENT as error:
                     logger.warning("session %s: the growing message is not saved yet: %r", self.session_id, error)
-                    self._grown.set()
+                    self._dirty.set()
                     await asyncio.sleep(0.1)
                 await asyncio.sleep(self._flush_interval)
         except Exception as error:
@@ -281,7 +278,7 @@ class Stream:
         self._removed_count = outcome.session.next_sequence - outcome.session.message_count
 
     def _next_save(self) -> _Save | None:
-        self._grown.clear()
+        self._dirty.clear()
         messages: list[str] = []
         amendments: list[str] = []
         bodies: dict[GrowingMessage, dict[str, Any]] = {}
