@@ -103,7 +103,7 @@ async def append_and_save_message(
         user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
 
     Returns:
-        The session as it is then, also where ``cache_max_staleness`` allows reading an older one.
+        The session as it is then.
 
     Raises:
         SessionNotFound: No such session. It is a ``ValueError`` too.
@@ -114,7 +114,7 @@ async def append_and_save_message(
     [receipt] = await ledger.append_messages(session_id, [message], user_id=user_id)
     if not receipt.appended:
         return None
-    session = await ledger.get_session(session_id, user_id=user_id, fresh=True)
+    session = await ledger.get_session(session_id, user_id=user_id)
     if session is None:  # deleted since
         raise SessionNotFound(f'session "{session_id}" not found', detail={"session_id": session_id})
     return session

@@ -29,8 +29,6 @@ class Settings(BaseSettings):
     """For how many seconds the cache keeps a copy of a session after it was last written."""
     cache_min_messages: int = Field(default=200, ge=0)
     """Sessions with fewer messages are not cached: reading them through a copy takes longer than without."""
-    cache_max_staleness: float = Field(default=0.0, ge=0)
-    """A copy that was checked against Postgres within so many seconds is returned unchecked. 0: always check."""
     data_dir: Path | None = None
     """Folder of the embedded servers; by default the user's data folder."""
     pool_size: int = Field(default=10, ge=1)

@@ -150,7 +150,7 @@ class ChatLedger:
         return await self._run(functions.create_session(session_id, user_id, title, metadata, status))
 
     async def get_session(
-        self, session_id: str, *, user_id: str | None = None, last: int | None = None, fresh: bool = False
+        self, session_id: str, *, user_id: str | None = None, last: int | None = None
     ) -> ChatSession | None:
         """Return a session with its messages, all of one moment; None when it is missing or not this user's.
 
@@ -158,7 +158,6 @@ class ChatLedger:
             session_id: The session.
             user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
             last: Only the last so many messages; some more where the first would be a tool result without its call.
-            fresh: With all that is committed, also where ``cache_max_staleness`` allows less.
 
         Raises:
             InvalidArgument: ``last`` is below 1.
@@ -167,8 +166,8 @@ class ChatLedger:
         resources = self._resources or await self._open()
         if resources.cache is None or last is not None:
             return await self._run(call)
-        settings = self._settings.model_copy(update={"cache_max_staleness": 0.0}) if fresh else self._settings
-        return await read_through(resources.cache, self._run, clean_text(session_id), user_id, settings)
+        min_messages = self._settings.cache_min_messages
+        return await read_through(resources.cache, self._run, clean_text(session_id), user_id, min_messages)
 
     async def save_session(self, session: ChatSession, *, fence: int | None = None) -> ChatSession:
         """Save what the caller changed in its copy since it loaded or saved it, in one call: whole or not at all.

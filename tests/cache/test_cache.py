@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from chatledger.cache.link import CachedSession, SessionCache, _Breaker, _sealed
+from chatledger.cache.breaker import CircuitBreaker
+from chatledger.cache.copies import CachedSession, _sealed
+from chatledger.cache.link import SessionCache
 from tests.helpers.valkey import Server
 
 from .conftest import Clock, OpenCache
@@ -302,12 +304,12 @@ async def test_garbage_is_not_built_on(server: Server, cache: SessionCache, kind
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.levelname for record in caplog.records if record.name == "chatledger.cache.link"]
+    return [record.levelname for record in caplog.records if record.name.startswith("chatledger.cache.")]
 
 
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "chatledger.cache.link")
+    caplog.set_level(logging.INFO, "chatledger.cache")
 
 
 async def every_call(cache: SessionCache) -> None:
@@ -320,8 +322,8 @@ async def every_call(cache: SessionCache) -> None:
 async def look(cache: SessionCache) -> None:
     """Make the first call after a pause, and wait until it is known whether Redis is back."""
     assert await cache.get("s") is None
-    assert cache._looking is not None
-    await cache._looking
+    assert cache._probe is not None
+    await cache._probe
 
 
 async def test_no_server(
@@ -394,11 +396,11 @@ async def test_stopped_server(
     await asyncio.gather(*(every_call(cache) for _ in range(20)))
     clock.now += 100
     await every_call(cache)  # one look at a time
-    assert cache._looking is not None
-    assert not cache._looking.done()  # so no call has waited for the answer
+    assert cache._probe is not None
+    assert not cache._probe.done()  # so no call has waited for the answer
     assert said(caplog) == ["WARNING"]
     own_server.resume()
-    await cache._looking
+    await cache._probe
     assert await cache.get("s") == session
     assert said(caplog) == ["WARNING", "INFO"]
     assert own_server.info("stats")["total_connections_received"] == connections + 3
@@ -427,7 +429,7 @@ async def test_many_calls_at_once_share_the_wait(own_server: Server, open_cache:
 
 
 def test_answers_from_before_the_trouble_do_not_end_it(clock: Clock) -> None:
-    breaker = _Breaker("trouble", clock)
+    breaker = CircuitBreaker("trouble", clock)
     early, late = breaker.enter(), breaker.enter()
     assert early is not None
     assert late is not None
@@ -726,11 +728,11 @@ async def test_closing_ends_the_look_at_a_stopped_server(
     clock.now += 1.5
     cache._timeout = 10
     assert await cache.get("s") is None
-    assert cache._looking is not None
+    assert cache._probe is not None
     for _ in range(20):  # it waits for an answer now
         await asyncio.sleep(0)
     await cache.close()
-    assert cache._looking.cancelled()
+    assert cache._probe.cancelled()
     own_server.resume()
     while own_server.info("clients")["connected_clients"] > 1:  # who asks
         await asyncio.sleep(0.001)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -24,7 +23,8 @@ from hypothesis import strategies as st
 
 import chatledger
 from chatledger import ChatLedger, ChatSession, MessageNotFound, Settings
-from chatledger.cache.link import SessionCache, _sealed, _unsealed
+from chatledger.cache.copies import _sealed, _unsealed
+from chatledger.cache.link import SessionCache
 from chatledger.postgres.encoding import encode_message
 from tests.helpers.calls import real_call, replace_call
 from tests.helpers.cancelling import small_ledger, was_cancelled_at
@@ -162,40 +162,17 @@ async def test_a_deleted_session_leaves_no_copy_behind(cached: ChatLedger, psql:
     assert not server.redis.exists(key(session), key(by_psql))
 
 
-async def test_g8_a_copy_is_not_for_others(cached: ChatLedger, database_url: str, server: Server) -> None:
+async def test_g8_a_copy_is_not_for_others(cached: ChatLedger, server: Server) -> None:
     session = await saved(cached, "one")
-    settings = every_session(cache_max_staleness=600)
-    async with ChatLedger(database_url, server.url, settings=settings) as stale:
-        for ledger in (cached, stale):
-            assert await ledger.get_session(session.session_id, user_id="u2") is None
-            assert await ledger.get_session(session.session_id, user_id="u1") is not None
+    assert await cached.get_session(session.session_id, user_id="u2") is None
+    assert await cached.get_session(session.session_id, user_id="u1") is not None
     assert server.redis.exists(key(session))
 
 
-async def test_cache_max_staleness_returns_a_copy_unchecked(
-    cached: ChatLedger, database_url: str, server: Server, psql: Psql, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = await saved(cached, "one")
-    await psql(f"select chatledger.update_session('{session.session_id}', p_title => 'psql')")
-    async with ChatLedger(database_url, server.url, settings=every_session(cache_max_staleness=600)) as stale:
-        assert (await load(stale, session)).title is None
-        with monkeypatch.context() as patch:
-            now = time.time()
-            patch.setattr(time, "time", lambda: now + 601)
-            assert (await load(stale, session)).title == "psql"
-        server.redis.delete(key(session))
-        await psql(f"select chatledger.update_session('{session.session_id}', p_title => '')")
-        await load(stale, session)
-        await psql(f"select chatledger.update_session('{session.session_id}', p_title => 'psql')")
-        assert (await load(stale, session)).title is None
-        assert (await load(cached, session)).title == "psql"
-        assert (await load(stale, session)).title == "psql"
-
-
 async def test_an_appended_message_is_in_the_session_that_comes_back(database_url: str, server: Server) -> None:
-    async with ChatLedger(database_url, server.url, settings=every_session(cache_max_staleness=600)) as stale:
-        chatledger.set_default_ledger(stale)
-        session = await saved(stale, "one")
+    async with ChatLedger(database_url, server.url, settings=every_session()) as ledger:
+        chatledger.set_default_ledger(ledger)
+        session = await saved(ledger, "one")
         updated = await chatledger.append_and_save_message(session.session_id, user("two"))
         await chatledger.close_default_ledger()
     assert updated is not None

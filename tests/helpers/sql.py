@@ -12,8 +12,9 @@ from typing import Any, TypeAlias, cast
 import asyncpg
 import pytest
 
-from chatledger import ChatLedger, ChatSession, Settings
-from chatledger.cache.link import CachedSession, SessionCache
+from chatledger import ChatLedger, ChatSession
+from chatledger.cache.copies import CachedSession
+from chatledger.cache.link import SessionCache
 from chatledger.cache.read_through import read_through
 from chatledger.postgres import functions
 from chatledger.transfer import export_sessions
@@ -215,7 +216,7 @@ async def all_is_readable(connection: Connection) -> None:
                 lambda call: call(connection),
                 session_id,
                 None,
-                Settings(cache_min_messages=0),
+                0,
             )
         assert copies.kept is not None
     assert all([json.loads(line) async for line in export_sessions(ChatLedger(connection))])

@@ -7,7 +7,6 @@ messages that the copy already has. Writes do not touch the cache: the next read
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
@@ -20,67 +19,59 @@ from chatledger.postgres import functions
 from chatledger.postgres.rows import SEQUENCE, MessageRow, session_of
 
 if TYPE_CHECKING:
-    from chatledger.cache.link import CachedSession, SessionCache
-    from chatledger.config import Settings
+    from chatledger.cache.copies import CachedSession
+    from chatledger.cache.link import SessionCache
     from chatledger.models.session import ChatSession
     from chatledger.postgres.connections import Run
     from chatledger.postgres.rows import Changes
 
 _blocks_of_rows = TypeAdapter(list[list[MessageRow]])
-_CHECKED_AT = "checked_at"
 # So many sequences make a block of the copy: a read is faster with large blocks, and a change writes all of its block.
 _BLOCK = 16
 
 
 async def read_through(
-    cache: SessionCache, run: Run, session_id: str, user_id: str | None, settings: Settings
+    cache: SessionCache, run: Run, session_id: str, user_id: str | None, min_messages: int
 ) -> ChatSession | None:
     """Return a session with its messages; None when it is missing or not this user's.
 
     Args:
         cache: Where copies are.
         run: Asks Postgres.
-        session_id: Which one.
-        user_id: Who asks.
-        settings: How stale a copy may be, and how large a session must be to have one.
+        session_id: The session.
+        user_id: Only if the session belongs to this user; None skips the check (a trusted caller).
+        min_messages: How many messages a session must have to be worth a copy.
     """
     copy = await cache.get(session_id)
     if copy is not None:
         try:
-            return await _from_copy(copy, cache, run, session_id, user_id, settings)
+            return await _from_copy(copy, cache, run, session_id, user_id, min_messages)
         except (ValueError, KeyError, TypeError):
             # Garbage of the right shape, or a copy of another session that had this id: Postgres has it right.
             await cache.drop(session_id)
-    return await _from_postgres(cache, run, session_id, user_id, settings)
+    return await _from_postgres(cache, run, session_id, user_id, min_messages)
 
 
 async def _from_postgres(
-    cache: SessionCache, run: Run, session_id: str, user_id: str | None, settings: Settings
+    cache: SessionCache, run: Run, session_id: str, user_id: str | None, min_messages: int
 ) -> ChatSession | None:
-    checked_at = time.time()
     changes = await run(functions.read_changes(session_id, user_id, None))
     if changes is None:
         return None
-    header, rows = changes.header | {_CHECKED_AT: checked_at}, [*changes.messages.values()]
-    if len(rows) >= settings.cache_min_messages:
+    header, rows = changes.header, [*changes.messages.values()]
+    if len(rows) >= min_messages:
         await cache.put(session_id, header, _blocks(rows))
     return session_of(header, rows)
 
 
 async def _from_copy(
-    copy: CachedSession, cache: SessionCache, run: Run, session_id: str, user_id: str | None, settings: Settings
+    copy: CachedSession, cache: SessionCache, run: Run, session_id: str, user_id: str | None, min_messages: int
 ) -> ChatSession | None:
-    checked_at = time.time()
-    if 0 <= checked_at - copy.header[_CHECKED_AT] < settings.cache_max_staleness:
-        if user_id not in (None, copy.header["user_id"]):
-            return None
-        return session_of(copy.header, _rows(copy))
-
     version = copy.header["version"]
     since = version, copy.header["next_sequence"]
     asking = asyncio.ensure_future(run(functions.read_changes(session_id, user_id, since)))
     try:
-        await asyncio.sleep(0)  # its first step sends the question, so that Postgres answers while this parses
+        await asyncio.sleep(0)  # the call is sent, so that Postgres works while the copy is parsed
         rows = _rows(copy)
     except BaseException:
         asking.cancel()  # nobody waits for the answer
@@ -94,11 +85,11 @@ async def _from_copy(
     if not _same_session(copy, changes):
         raise ValueError("the id was purged and created anew, or the database restored")
 
-    header = changes.header | {_CHECKED_AT: checked_at, "usage": copy.header["usage"] + changes.header["usage"]}
+    header = changes.header | {"usage": copy.header["usage"] + changes.header["usage"]}
     if changes.messages or changes.removed:
         merged = {row[SEQUENCE]: row for row in rows if row[SEQUENCE] not in changes.removed} | changes.messages
         rows = [merged[sequence] for sequence in sorted(merged)]
-    if settings.cache_max_staleness > 0 or header["version"] != version:
+    if header["version"] != version:
         touched = {sequence // _BLOCK for sequence in (*changes.messages, *changes.removed)}
         blocks = _blocks(row for row in rows if row[SEQUENCE] // _BLOCK in touched)
         await cache.update(session_id, version, header, blocks, copy.blocks.keys() & touched - blocks.keys())
