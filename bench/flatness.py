@@ -92,8 +92,8 @@ async def measure_sizes(database_url: str, rounds: int, server: str, console: Co
         insert into chatledger.sessions (id, user_id, next_sequence, created_at, updated_at)
         select md5(n::text), 'u' || n % 1000, {MESSAGES // SESSIONS}, now(), now()
         from generate_series(1, {SESSIONS}) as n;
-        insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
-        select md5(n::text), place, md5(n || '/' || place), 'user', repeat('What should I pack? ', 10), now()
+        insert into chatledger.messages (session_id, sequence, message_id, role, content, version, created_at)
+        select md5(n::text), place, md5(n || '/' || place), 'user', repeat('What should I pack? ', 10), place + 2, now()
         from generate_series(1, {SESSIONS}) as n, generate_series(0, {MESSAGES // SESSIONS - 1}) as place;
         """
     )

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 TITLE = "The function alone"
 FLOOR, OURS = "floor", "append_messages"
 SIZES, CLIENTS = (1, 10), (1, 16)
-CREATE_SESSIONS = "select chatledger.create_session('pgbench' || n) from generate_series(1, 200) as n"
+CREATE_SESSIONS = """
+    select chatledger.create_session(name || n) from unnest('{pgbench,floor}'::text[]) as name, generate_series(1, 200) as n
+"""
 
 
 def what(size: int, clients: int) -> str:
@@ -41,11 +43,11 @@ def floor(size: int) -> str:
         with session as (
             update chatledger.sessions
             set next_sequence = next_sequence + {size}, version = version + 1, updated_at = clock_timestamp()
-            where id = 'pgbench' || :session::text
+            where id = 'floor' || :session::text
             returning id, next_sequence - {size} as first, updated_at
         )
-        insert into chatledger.messages (session_id, sequence, message_id, role, content, created_at)
-        select session.id, first + position::integer - 1, message_id, role, content, updated_at
+        insert into chatledger.messages (session_id, sequence, message_id, role, content, version, created_at)
+        select session.id, first + position::integer - 1, message_id, role, content, 1, updated_at
         from session, ({rows}) as input (message_id, role, content, position)
     """
 

@@ -142,7 +142,7 @@ async def _database(database_url: str, *, without: bool = False, followed: bool 
     await migrate(connection)
     if without:
         source = (sql_folder() / "functions" / "append_messages.sql").read_text("utf-8")
-        plain, count = re.subn(r"\n *if v_watched_until is not null.*?end if;", "", source, flags=re.DOTALL)
+        plain, count = re.subn(r"\n *if v_is_watched.*?end if;", "", source, flags=re.DOTALL)
         assert count == 1
         await connection.execute(plain)
     for number in range(CLIENTS):

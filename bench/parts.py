@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 TITLE = "What each part of an append costs"
 _CHECK = (" and chatledger_internal.is_storable(input.message)", "")
-_CONFLICT = ("on conflict (session_id, message_id) do nothing", "")
+_CONFLICT = ("on conflict do nothing", "")
 _RECEIPTS = ("            return next;\n", "")
-_KEYS = ("chatledger_internal.message_columns(", "chatledger.known_columns(")
+_KEYS = ("chatledger_internal.message_columns(", "chatledger_internal.known_columns(")
 VARIANTS = {
     "without the check that each is a message": (_CHECK,),
     "without `on conflict`: a retry fails": (_CONFLICT,),

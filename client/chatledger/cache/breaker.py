@@ -14,7 +14,8 @@ class CircuitBreaker:
     """Holds back calls while they fail.
 
     Closed while calls succeed. Open after a failure: for a backoff, calls are held back. Then half-open: one call is
-    let through as a probe, and closes the breaker, or opens it again for twice as long, up to 30 seconds. The log says once that calls fail, and once that they succeed again.
+    let through as a probe, and closes the breaker, or opens it again for twice as long, up to 30 seconds. The log says
+    once that calls fail, and once that they succeed again.
 
     Args:
         trouble: What the log says is wrong.

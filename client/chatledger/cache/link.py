@@ -34,8 +34,8 @@ class SessionCache:
 
     When Redis does not answer, no call goes to it for a second. The first call after that starts a probe in the
     background, and goes on without Redis, as all do until a probe succeeds; after each failed probe the backoff
-    doubles, up to 30 seconds. So only calls that were on their way to Redis when it stopped wait for it. After a refusal, a call
-    itself is the probe, since refusals come at once.
+    doubles, up to 30 seconds. So only calls that were on their way to Redis when it stopped wait for it. After a
+    refusal, a call itself is the probe, since refusals come at once.
 
     Belongs to one event loop. A cancelled or timed-out call takes its connection with it, so no later call can get its
     answer.
