@@ -25,7 +25,8 @@ TITLE = "The function alone"
 FLOOR, OURS = "floor", "append_messages"
 SIZES, CLIENTS = (1, 10), (1, 16)
 CREATE_SESSIONS = """
-    select chatledger.create_session(name || n) from unnest('{pgbench,floor}'::text[]) as name, generate_series(1, 200) as n
+    select chatledger.create_session(name || n)
+    from unnest('{pgbench,floor}'::text[]) as name, generate_series(1, 200) as n
 """
 
 

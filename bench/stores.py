@@ -55,7 +55,8 @@ class Floor:
                         where id = $1
                         returning next_sequence - 1 as sequence, updated_at
                     )
-                    insert into chatledger.messages (session_id, sequence, message_id, role, content, version, created_at)
+                    insert into chatledger.messages (
+                        session_id, sequence, message_id, role, content, version, created_at)
                     select $1, sequence, $2, $3, $4, 1, updated_at from session
                     """,
                     session_id,
@@ -72,7 +73,8 @@ class Floor:
                         where id = $1
                         returning next_sequence - $2 as first, updated_at
                     )
-                    insert into chatledger.messages (session_id, sequence, message_id, role, content, version, created_at)
+                    insert into chatledger.messages (
+                        session_id, sequence, message_id, role, content, version, created_at)
                     select $1, first + position::integer - 1, message_id, role, content, 1, updated_at
                     from session, unnest($3::text[], $4::text[], $5::text[]) with ordinality
                         as input (message_id, role, content, position)

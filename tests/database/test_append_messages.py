@@ -20,6 +20,7 @@ from tests.helpers.sql import (
     new_session,
     places,
     refused,
+    rows_touched,
     said,
     tool,
     truncate,
@@ -556,3 +557,27 @@ async def test_both_kinds_of_tool_call_are_taken(connection: Connection) -> None
     custom = {"id": "c2", "type": "custom", "custom": {"name": "grep", "input": "x"}}
     await new_session(connection, [assistant("a", call("c1"), custom)])
     assert await bodies(connection) == [assistant("a", call("c1"), custom)]
+
+
+async def test_g10_a_batch_has_an_upper_limit(connection: Connection) -> None:
+    await new_session(connection)
+    append_so_many = """select count(*) from chatledger.append_messages('s1', array(
+        select jsonb_build_object('message_id', n::text, 'role', 'user') from generate_series(1, $1::integer) as n))"""
+    with refused("CL014", messages=100_001, limit=100_000):
+        await connection.fetchval(append_so_many, 100_001)
+    assert await places(connection) == []
+
+
+async def test_g12_a_batch_that_overlaps_a_stored_one_looks_each_message_up_once(connection: Connection) -> None:
+    """Not once for each of the others: a retry of many must not take their square."""
+    append_so_many = """select count(*) from chatledger.append_messages('{session}', array(
+        select jsonb_build_object('message_id', n::text, 'role', 'user') from generate_series({first}, {last}) as n))"""
+    touched = {}
+    for count in (100, 1000):
+        session_id = f"s{count}"
+        await new_session(connection, session_id=session_id)
+        await connection.execute(append_so_many.format(session=session_id, first=1, last=count // 2))
+        statement = append_so_many.format(session=session_id, first=1, last=count)
+        touched[count] = await rows_touched(connection, statement, "messages")
+        assert len(await places(connection, session_id)) == count
+    assert touched[1000] <= 12 * touched[100]

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.sql import append, assistant, everything, header, new_session, rows_touched, user, users
 
 if TYPE_CHECKING:
-    from tests.helpers.sql import Connection
+    from tests.helpers.sql import Connect, Connection
 
 SMALL, LARGE = "small", "large"
 SIZES = {SMALL: 10, LARGE: 5_000}
@@ -232,3 +232,26 @@ async def test_g12_append_does_not_touch_the_index_of_amendments(connection: Con
     await connection.execute("select chatledger.truncate_session('s1', 0)")
     assert await connection.fetchval("select pg_relation_size('chatledger.messages_amended')") > empty
     assert len(await everything(connection)) == 5001
+
+
+async def test_g12_append_looks_at_the_same_pages_while_somebody_holds_an_old_snapshot(
+    connection: Connection, connect: Connect
+) -> None:
+    """Dead rows cannot be removed then: appends leave none that the next one would have to pass."""
+    await new_session(connection, users(1))
+    holder = await connect()
+
+    async def pages_of_an_append(number: int) -> int:
+        call = f"""select * from chatledger.append_messages('s1',
+            array['{{"message_id": "a{number}", "role": "user", "content": "hi"}}']::jsonb[])"""
+        plan = await connection.fetchval(f"explain (analyze, buffers, timing off, format json) {call}")
+        node = json.loads(plan)[0]["Plan"]
+        return int(node["Shared Hit Blocks"] + node["Shared Read Blocks"])
+
+    async with holder.transaction(isolation="repeatable_read"):
+        await holder.fetch("select from chatledger.sessions")
+        first = min([await pages_of_an_append(number) for number in range(10)])
+        for number in range(10, 2000):
+            await append(connection, [user(f"a{number}")])
+        last = min([await pages_of_an_append(number) for number in range(2000, 2010)])
+    assert last <= first + 8  # some levels of the indexes more
