@@ -39,7 +39,7 @@ from tests.helpers.sql import (
     everything,
     new_session,
     tool,
-    user,
+    user_json,
 )
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def arguments(method: str) -> st.SearchStrategy[dict[str, Any]]:
 @pytest.fixture
 async def stocked(connection: Connection) -> Connection:
     """A connection to a ledger with some of everything."""
-    await new_session(connection, [user("m0"), assistant("m1", call("c1")), tool("m2", "c1")])
+    await new_session(connection, [user_json("m0"), assistant("m1", call("c1")), tool("m2", "c1")])
     await connection.execute("select chatledger.record_usage('s1', 'use1', 1, 2)")
     return connection
 
@@ -313,7 +313,7 @@ async def test_g10_a_stream_with_any_arguments_is_had_or_refused(
     ledger: ChatLedger, connection: Connection, data: st.DataObject
 ) -> None:
     await connection.execute("truncate chatledger.sessions cascade")
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     given_arguments = data.draw(stream_arguments)
     before = await everything(connection)
     try:
@@ -331,7 +331,7 @@ async def test_g10_whatever_is_written_to_a_stream_is_stored_or_refused(
     ledger: ChatLedger, connection: Connection, data: st.DataObject
 ) -> None:
     await connection.execute("truncate chatledger.sessions cascade")
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     try:
         async with asyncio.timeout(20), ledger.stream("s1", flush_interval=1000) as stream:
             for write, value in data.draw(st.lists(writes, max_size=3)):
@@ -364,7 +364,7 @@ async def test_g10_following_with_any_arguments_goes_on_or_is_refused(
     ledger: ChatLedger, connection: Connection, data: st.DataObject
 ) -> None:
     await connection.execute("truncate chatledger.sessions cascade")
-    await new_session(connection, [user("m0"), user("m1")])
+    await new_session(connection, [user_json("m0"), user_json("m1")])
     session_id, user_id = data.draw(BY_NAME["session_id"] | wrong), data.draw(BY_NAME["user_id"] | wrong)
     after: Any = data.draw(integers | wrong)
     seen: list[SessionEvent] = []

@@ -9,6 +9,11 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from httpx import ASGITransport, AsyncClient
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from chatledger import (
     AmendConflict,
@@ -671,3 +676,21 @@ async def test_copies_save_on_their_own(ledger: ChatLedger, how: str) -> None:
     loaded = await load(ledger, session.session_id)
     assert texts(loaded) == ["one", "of the copy", "of the original"]
     assert loaded.messages[0].metadata == {"before": 1}
+
+
+async def test_a_web_endpoint_that_returns_a_copy_shows_nothing_but_its_fields(ledger: ChatLedger) -> None:
+    """A copy knows its old texts until it is saved; a browser must not get them."""
+    session = await saved(ledger, "what I should not have said")
+    session.messages[0].content, session.title = "what I meant", "Mine"
+
+    async def show(request: Request) -> Response:
+        return Response(session.model_dump_json(), media_type="application/json")
+
+    app = Starlette(routes=[Route("/", show)])
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as browser:
+        page = await browser.get("/")
+    assert page.json().keys() == ChatSession.model_fields.keys()
+    assert "what I meant" in page.text
+    assert "should not have said" not in page.text
+    await ledger.save_session(session)  # and the copy still knows its changes
+    assert texts(await load(ledger, session.session_id)) == ["what I meant"]

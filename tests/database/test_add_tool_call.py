@@ -19,7 +19,7 @@ from tests.helpers.sql import (
     refused,
     tool,
     truncate,
-    user,
+    user_json,
     users,
 )
 
@@ -28,41 +28,41 @@ if TYPE_CHECKING:
 
 
 async def test_call_is_attached_to_the_turns_assistant_message(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), assistant("m1", call("c1"))])
+    await new_session(connection, [user_json("m0"), assistant("m1", call("c1"))])
 
     row = await add_call(connection, call("c2"))
 
     assert tuple(row) == ("m1", 1, 3, True)
-    assert await bodies(connection) == [user("m0"), assistant("m1", call("c1"), call("c2"))]
+    assert await bodies(connection) == [user_json("m0"), assistant("m1", call("c1"), call("c2"))]
     assert (await header(connection))["version"] == 3
 
 
 @pytest.mark.parametrize("tool_calls", [{}, {"tool_calls": None}, {"tool_calls": []}], ids=str)
 async def test_message_without_calls_gets_its_first(connection: Connection, tool_calls: Json) -> None:
     message = {"message_id": "m1", "role": "assistant", "content": "hello"}
-    await new_session(connection, [user("m0"), message | tool_calls])
+    await new_session(connection, [user_json("m0"), message | tool_calls])
     await add_call(connection, call("c1"))
-    assert await bodies(connection) == [user("m0"), assistant("m1", call("c1"))]
+    assert await bodies(connection) == [user_json("m0"), assistant("m1", call("c1"))]
 
 
 async def test_call_is_attached_past_tool_results_to_the_last_assistant_message(connection: Connection) -> None:
     await new_session(
         connection,
-        [user("m0"), assistant("m1", call("c1")), tool("m2", "c1"), assistant("m3", call("c2")), tool("m4", "c2")],
+        [user_json("m0"), assistant("m1", call("c1")), tool("m2", "c1"), assistant("m3", call("c2")), tool("m4", "c2")],
     )
     row = await add_call(connection, call("c3"))
     assert (row["message_id"], row["sequence"]) == ("m3", 3)
 
 
 async def test_user_message_is_the_boundary_of_the_turn(connection: Connection) -> None:
-    await new_session(connection, [assistant("m0"), user("m1")])
+    await new_session(connection, [assistant("m0"), user_json("m1")])
 
     row = await add_call(connection, call("c1"), message_id="m2")
 
     assert tuple(row) == ("m2", 2, 3, True)
     assert await bodies(connection) == [
         assistant("m0"),
-        user("m1"),
+        user_json("m1"),
         {"message_id": "m2", "role": "assistant", "content": "", "tool_calls": [call("c1")]},
     ]
 
@@ -75,7 +75,7 @@ async def test_empty_session_gets_a_message_with_a_generated_id(connection: Conn
 
 
 async def test_removed_messages_are_not_attached_to(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), assistant("m1")])
+    await new_session(connection, [user_json("m0"), assistant("m1")])
     await truncate(connection, 1)
     row = await add_call(connection, call("c1"), message_id="m2")
     assert (row["message_id"], row["sequence"]) == ("m2", 2)
@@ -102,7 +102,7 @@ async def test_g3_same_call_again_changes_nothing(connection: Connection) -> Non
 async def test_g3_same_call_again_many_turns_later_changes_nothing(connection: Connection) -> None:
     await new_session(connection, [assistant("m0")])
     await add_call(connection, call("c1"))
-    await append(connection, [tool("m1", "c1"), user("m2"), assistant("m3"), user("m4")])
+    await append(connection, [tool("m1", "c1"), user_json("m2"), assistant("m3"), user_json("m4")])
     before = await everything(connection)
 
     row = await add_call(connection, call("c1"), message_id="m5")
@@ -112,7 +112,7 @@ async def test_g3_same_call_again_many_turns_later_changes_nothing(connection: C
 
 
 async def test_g3_call_that_the_turn_was_appended_with_is_not_added_again(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), assistant("m1", call("c1")), tool("m2", "c1"), assistant("m3")])
+    await new_session(connection, [user_json("m0"), assistant("m1", call("c1")), tool("m2", "c1"), assistant("m3")])
     before = await everything(connection)
 
     row = await add_call(connection, call("c1"))
@@ -122,7 +122,7 @@ async def test_g3_call_that_the_turn_was_appended_with_is_not_added_again(connec
 
 
 async def test_g3_late_retry_does_not_bring_a_removed_call_back(connection: Connection) -> None:
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     await add_call(connection, call("c1"), message_id="m1")
     await truncate(connection, 1)
     before = await everything(connection)

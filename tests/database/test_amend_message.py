@@ -19,7 +19,7 @@ from tests.helpers.sql import (
     refused,
     tool,
     truncate,
-    user,
+    user_json,
     users,
 )
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 async def test_patch_replaces_what_it_names_and_leaves_the_rest(connection: Connection) -> None:
-    await new_session(connection, [user("m0", "draft", name="anna", unknown=1), user("m1")])
+    await new_session(connection, [user_json("m0", "draft", name="anna", unknown=1), user_json("m1")])
 
     row = await amend(connection, "m0", {"content": "final", "unknown": [2]})
 
     assert tuple(row) == ("m0", 0, 3, True)
-    assert await bodies(connection) == [user("m0", "final", name="anna", unknown=[2]), user("m1")]
+    assert await bodies(connection) == [user_json("m0", "final", name="anna", unknown=[2]), user_json("m1")]
 
 
 async def test_amending_keeps_place_and_time(connection: Connection) -> None:
@@ -64,44 +64,44 @@ async def test_null_removes_the_key(connection: Connection, patch: Any, changed:
 
 async def test_text_may_become_a_list_of_parts_and_back(connection: Connection) -> None:
     parts = [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}]
-    await new_session(connection, [user("m0", "hi")])
+    await new_session(connection, [user_json("m0", "hi")])
 
     await amend(connection, "m0", {"content": parts})
-    assert await bodies(connection) == [user("m0", parts)]
+    assert await bodies(connection) == [user_json("m0", parts)]
 
     await amend(connection, "m0", {"content": ""})
-    assert await bodies(connection) == [user("m0", "")]
+    assert await bodies(connection) == [user_json("m0", "")]
 
 
 async def test_g4_metadata_is_merged_key_by_key(connection: Connection) -> None:
-    await new_session(connection, [user("m0", metadata={"keep": 1, "change": {"deep": 1}, "drop": 1})])
+    await new_session(connection, [user_json("m0", metadata={"keep": 1, "change": {"deep": 1}, "drop": 1})])
 
     await amend(connection, "m0", {"metadata": {"change": 2, "drop": None, "new": []}})
 
-    assert await bodies(connection) == [user("m0", metadata={"keep": 1, "change": 2, "new": []})]
+    assert await bodies(connection) == [user_json("m0", metadata={"keep": 1, "change": 2, "new": []})]
 
 
 async def test_metadata_is_made_when_there_was_none_and_removed_by_null(connection: Connection) -> None:
     await new_session(connection, users(1))
 
     await amend(connection, "m0", {"metadata": {"a": 1}})
-    assert await bodies(connection) == [user("m0", metadata={"a": 1})]
+    assert await bodies(connection) == [user_json("m0", metadata={"a": 1})]
 
     await amend(connection, "m0", {"metadata": None})
-    assert await bodies(connection) == [user("m0")]
+    assert await bodies(connection) == [user_json("m0")]
 
 
 async def test_g4_two_who_amend_different_fields_of_what_they_read_both_keep_theirs(connection: Connection) -> None:
     await new_session(connection, users(1))
     await amend(connection, "m0", {"metadata": {"a": 1}})
     await amend(connection, "m0", {"metadata": {"b": 2}})
-    assert await bodies(connection) == [user("m0", metadata={"a": 1, "b": 2})]
+    assert await bodies(connection) == [user_json("m0", metadata={"a": 1, "b": 2})]
 
 
 async def test_g4_amendment_from_a_stale_copy_is_refused(connection: Connection) -> None:
     await new_session(connection, users(1))
     await amend(connection, "m0", {"content": "newer"})  # makes version 3
-    await append(connection, [user("m1")])
+    await append(connection, [user_json("m1")])
     before = await everything(connection)
 
     with refused("CL004", session_id="s1", message_id="m0", expected_version=2, amended_version=3):
@@ -124,7 +124,7 @@ async def test_current_version_may_amend_again(connection: Connection) -> None:
     first = await amend(connection, "m0", {"content": "one"}, expected_version=2)
     second = await amend(connection, "m0", {"content": "two"}, expected_version=first["version"])
     assert second["amended"]
-    assert await bodies(connection) == [user("m0", "two")]
+    assert await bodies(connection) == [user_json("m0", "two")]
 
 
 async def test_without_an_expected_version_amends_whatever_is_there(connection: Connection) -> None:
@@ -139,7 +139,7 @@ async def test_without_an_expected_version_amends_whatever_is_there(connection: 
 async def test_g3_amending_to_what_it_already_is_changes_nothing_and_is_not_refused(
     connection: Connection, patch: Any
 ) -> None:
-    await new_session(connection, [user("m0", metadata={"a": 1})])
+    await new_session(connection, [user_json("m0", metadata={"a": 1})])
     await amend(connection, "m0", {"content": "newer"})
     before = await everything(connection)
 

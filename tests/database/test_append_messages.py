@@ -25,7 +25,7 @@ from tests.helpers.sql import (
     tool,
     truncate,
     updated_at,
-    user,
+    user_json,
     users,
 )
 
@@ -50,8 +50,8 @@ async def test_example_of_the_header_comment_works_from_psql(psql: Psql) -> None
 async def test_g1_messages_are_numbered_from_zero_across_batches(connection: Connection) -> None:
     await new_session(connection)
 
-    await append(connection, [user("a"), user("b")])
-    await append(connection, [user("c")])
+    await append(connection, [user_json("a"), user_json("b")])
+    await append(connection, [user_json("c")])
 
     assert await places(connection) == [(0, "a"), (1, "b"), (2, "c")]
 
@@ -59,7 +59,7 @@ async def test_g1_messages_are_numbered_from_zero_across_batches(connection: Con
 async def test_answer_has_a_row_a_message_in_input_order(connection: Connection) -> None:
     await new_session(connection, users(1))
 
-    rows = await append(connection, [user("z"), user("m0"), user("a"), user("k")])
+    rows = await append(connection, [user_json("z"), user_json("m0"), user_json("a"), user_json("k")])
 
     assert [(row["message_id"], row["sequence"], row["appended"]) for row in rows] == [
         ("z", 1, True),
@@ -91,8 +91,8 @@ async def test_g2_two_appends_in_one_transaction_have_times_of_their_own(connect
     await new_session(connection)
 
     async with connection.transaction():
-        (first,) = await append(connection, [user("a")])
-        (second,) = await append(connection, [user("b")])
+        (first,) = await append(connection, [user_json("a")])
+        (second,) = await append(connection, [user_json("b")])
 
     assert first["created_at"] < second["created_at"]
 
@@ -103,7 +103,7 @@ async def test_g2_times_do_not_decrease_when_the_clock_steps_back(connection: Co
         "update chatledger.sessions set updated_at = updated_at + interval '1 hour' returning updated_at"
     )
 
-    rows = await append(connection, [user("a"), user("b")])
+    rows = await append(connection, [user_json("a"), user_json("b")])
 
     assert [row["created_at"] for row in rows] == [ahead, ahead]
     assert await updated_at(connection) == ahead
@@ -137,11 +137,11 @@ async def test_g1_append_that_is_rolled_back_leaves_no_trace_and_no_gap(connecti
 
     transaction = connection.transaction()
     await transaction.start()
-    await append(connection, [user("lost")])
+    await append(connection, [user_json("lost")])
     await transaction.rollback()
 
     assert await everything(connection) == before
-    (row,) = await append(connection, [user("kept")])
+    (row,) = await append(connection, [user_json("kept")])
     assert row["sequence"] == 1
 
 
@@ -153,8 +153,8 @@ async def test_version_counts_one_for_a_batch(connection: Connection) -> None:
 
 async def test_same_message_id_may_stand_in_two_sessions(connection: Connection) -> None:
     await new_session(connection, users(1))
-    await new_session(connection, [user("m0", "another")], session_id="s2")
-    assert await bodies(connection, "s2") == [user("m0", "another")]
+    await new_session(connection, [user_json("m0", "another")], session_id="s2")
+    assert await bodies(connection, "s2") == [user_json("m0", "another")]
 
 
 # G3: exactly once
@@ -163,7 +163,7 @@ async def test_same_message_id_may_stand_in_two_sessions(connection: Connection)
 async def test_g3_retry_of_a_batch_stores_nothing_and_returns_its_first_place(connection: Connection) -> None:
     await new_session(connection, users(2))
     first = await append(connection, users(3, "b"))
-    await append(connection, [user("later")])
+    await append(connection, [user_json("later")])
     before = await everything(connection)
 
     again = await append(connection, users(3, "b"))
@@ -176,7 +176,7 @@ async def test_g3_retry_of_a_batch_stores_nothing_and_returns_its_first_place(co
 async def test_g3_stored_and_new_message_in_one_batch_stores_the_new_one(connection: Connection) -> None:
     await new_session(connection, users(2))
 
-    rows = await append(connection, [user("m1"), user("new")])
+    rows = await append(connection, [user_json("m1"), user_json("new")])
 
     assert [(row["sequence"], row["appended"]) for row in rows] == [(1, False), (2, True)]
     assert await places(connection) == [(0, "m0"), (1, "m1"), (2, "new")]
@@ -185,7 +185,7 @@ async def test_g3_stored_and_new_message_in_one_batch_stores_the_new_one(connect
 async def test_g3_same_id_and_body_twice_in_one_batch_is_stored_once(connection: Connection) -> None:
     await new_session(connection)
 
-    rows = await append(connection, [user("a"), user("b"), user("a"), user("c")])
+    rows = await append(connection, [user_json("a"), user_json("b"), user_json("a"), user_json("c")])
 
     assert [(row["message_id"], row["sequence"], row["appended"]) for row in rows] == [
         ("a", 0, True),
@@ -201,7 +201,7 @@ async def test_g3_same_id_with_another_body_in_one_batch_is_refused(connection: 
     before = await everything(connection)
 
     with refused("CL003", index=2, field="message_id", message_id="a"):
-        await append(connection, [user("a", "one"), user("b"), user("a", "two")])
+        await append(connection, [user_json("a", "one"), user_json("b"), user_json("a", "two")])
 
     assert await everything(connection) == before
 
@@ -211,7 +211,7 @@ async def test_g3_same_id_with_another_body_is_refused_and_nothing_of_the_batch_
     before = await everything(connection)
 
     with refused("CL003", index=1, field="message_id", message_id="m0"):
-        await append(connection, [user("new"), user("m0", "other words"), user("newer")])
+        await append(connection, [user_json("new"), user_json("m0", "other words"), user_json("newer")])
 
     assert await everything(connection) == before
 
@@ -232,13 +232,13 @@ async def test_g3_same_id_with_another_body_is_refused_and_nothing_of_the_batch_
     ids=str,
 )
 async def test_g3_every_field_belongs_to_the_body(connection: Connection, other: Json) -> None:
-    await new_session(connection, [user("m0", metadata={"a": 1}, duration_ms=7)])
+    await new_session(connection, [user_json("m0", metadata={"a": 1}, duration_ms=7)])
     with refused("CL003", index=0):
-        await append(connection, [user("m0", metadata={"a": 1}, duration_ms=7) | other])
+        await append(connection, [user_json("m0", metadata={"a": 1}, duration_ms=7) | other])
 
 
 async def test_g3_order_of_keys_and_notation_of_numbers_are_not_the_body(connection: Connection, psql: Psql) -> None:
-    await new_session(connection, [user("m0", metadata={"a": 1, "b": 100})])
+    await new_session(connection, [user_json("m0", metadata={"a": 1, "b": 100})])
     output = await psql(
         """select appended from chatledger.append_messages('s1', array['{"role": "user",  "content": "hi",
             "metadata": {"b": 1e2, "a": 1.0}, "message_id": "m0"}']::jsonb[])"""
@@ -248,33 +248,33 @@ async def test_g3_order_of_keys_and_notation_of_numbers_are_not_the_body(connect
 
 async def test_g3_retry_of_a_message_that_was_amended_since_returns_its_first_place(connection: Connection) -> None:
     await new_session(connection)
-    (first,) = await append(connection, [user("m0", "draft", metadata={"n": 1.50})])
+    (first,) = await append(connection, [user_json("m0", "draft", metadata={"n": 1.50})])
     await amend(connection, "m0", {"content": "final", "metadata": {"n": None}})
     await amend(connection, "m0", {"content": "final, really"})
     before = await everything(connection)
 
-    (again,) = await append(connection, [user("m0", "draft", metadata={"n": 1.50})])
+    (again,) = await append(connection, [user_json("m0", "draft", metadata={"n": 1.50})])
 
     assert tuple(again) == ("m0", 0, first["created_at"], False)
     assert await everything(connection) == before
 
 
 async def test_g3_stale_copy_of_the_amended_message_stores_nothing(connection: Connection) -> None:
-    await new_session(connection, [user("m0", "draft")])
+    await new_session(connection, [user_json("m0", "draft")])
     await amend(connection, "m0", {"content": "final"})
     before = await everything(connection)
 
-    (again,) = await append(connection, [user("m0", "final")])
+    (again,) = await append(connection, [user_json("m0", "final")])
 
     assert (again["sequence"], again["appended"]) == (0, False)
     assert await everything(connection) == before
 
 
 async def test_g3_another_body_is_refused_also_after_an_amendment(connection: Connection) -> None:
-    await new_session(connection, [user("m0", "draft")])
+    await new_session(connection, [user_json("m0", "draft")])
     await amend(connection, "m0", {"content": "final"})
     with refused("CL003", index=0, message_id="m0"):
-        await append(connection, [user("m0", "something else")])
+        await append(connection, [user_json("m0", "something else")])
 
 
 async def test_g3_retry_of_an_append_that_a_tool_call_was_added_to_returns_its_place(connection: Connection) -> None:
@@ -303,7 +303,7 @@ async def test_g3_id_of_a_removed_message_cannot_be_used_for_another(connection:
     await new_session(connection, users(1))
     await truncate(connection, 0)
     with refused("CL003", index=0, message_id="m0"):
-        await append(connection, [user("m0", "something else")])
+        await append(connection, [user_json("m0", "something else")])
 
 
 async def test_g3_message_without_an_id_gets_one_and_is_another_each_time(connection: Connection) -> None:
@@ -322,7 +322,7 @@ async def test_g3_message_without_an_id_gets_one_and_is_another_each_time(connec
 
 async def test_expected_sequence_that_is_right_appends(connection: Connection) -> None:
     await new_session(connection, users(2))
-    (row,) = await append(connection, [user("a")], expected_sequence=2)
+    (row,) = await append(connection, [user_json("a")], expected_sequence=2)
     assert row["sequence"] == 2
 
 
@@ -332,7 +332,7 @@ async def test_g10_expected_sequence_that_is_wrong_is_refused(connection: Connec
     before = await everything(connection)
 
     with refused("CL002", session_id="s1", expected_sequence=expected, next_sequence=2, version=2):
-        await append(connection, [user("a")], expected_sequence=expected)
+        await append(connection, [user_json("a")], expected_sequence=expected)
 
     assert await everything(connection) == before
 
@@ -350,7 +350,7 @@ async def test_expected_sequence_of_an_empty_session_is_zero_also_after_a_trunca
     await new_session(connection, users(2))
     await truncate(connection, 0)
     with refused("CL002", next_sequence=2):
-        await append(connection, [user("a")], expected_sequence=0)
+        await append(connection, [user_json("a")], expected_sequence=0)
 
 
 # p_fence
@@ -368,7 +368,7 @@ async def lease(connection: Connection, fence: int, seconds: int) -> None:
 async def test_g7_current_fence_may_write(connection: Connection) -> None:
     await new_session(connection)
     await lease(connection, fence=3, seconds=3600)
-    (row,) = await append(connection, [user("a")], fence=3)
+    (row,) = await append(connection, [user_json("a")], fence=3)
     assert row["appended"]
 
 
@@ -379,7 +379,7 @@ async def test_g7_stale_fence_is_refused(connection: Connection, fence: int, sec
     before = await everything(connection)
 
     with refused("CL005", session_id="s1", fence=fence):
-        await append(connection, [user("a")], fence=fence)
+        await append(connection, [user_json("a")], fence=fence)
 
     assert await everything(connection) == before
 
@@ -387,13 +387,13 @@ async def test_g7_stale_fence_is_refused(connection: Connection, fence: int, sec
 async def test_g7_fence_of_a_session_without_a_stream_is_refused(connection: Connection) -> None:
     await new_session(connection)
     with refused("CL005", fence=0):
-        await append(connection, [user("a")], fence=0)
+        await append(connection, [user_json("a")], fence=0)
 
 
 async def test_writer_without_a_fence_is_not_stopped_by_a_stream(connection: Connection) -> None:
     await new_session(connection)
     await lease(connection, fence=3, seconds=3600)
-    (row,) = await append(connection, [user("a")])
+    (row,) = await append(connection, [user_json("a")])
     assert row["appended"]
 
 
@@ -405,7 +405,7 @@ BAD_MESSAGES: list[tuple[str, Any]] = [
     ("", "text"),
     ("", 1),
     ("", []),
-    ("", [user("a")]),
+    ("", [user_json("a")]),
     ("role", {}),
     ("role", {"content": "hi"}),
     ("role", {"role": None}),
@@ -414,22 +414,22 @@ BAD_MESSAGES: list[tuple[str, Any]] = [
     ("role", {"role": ["user"]}),
     ("role", {"role": "User"}),
     ("role", {"role": "robot"}),
-    ("message_id", user("") | {"content": "hi"}),
-    ("message_id", user("x" * 256)),
+    ("message_id", user_json("") | {"content": "hi"}),
+    ("message_id", user_json("x" * 256)),
     ("message_id", {"message_id": None, "role": "user"}),
     ("message_id", {"message_id": 7, "role": "user"}),
-    ("content", user("a", 1)),
-    ("content", user("a", True)),
-    ("content", user("a", {"type": "text", "text": "hi"})),
-    ("content", user("a", ["hi"])),
-    ("content", user("a", [None])),
-    ("content", user("a", [{"type": "text", "text": "hi"}, "hi"])),
-    ("content", user("a", [[{"type": "text", "text": "hi"}]])),
+    ("content", user_json("a", 1)),
+    ("content", user_json("a", True)),
+    ("content", user_json("a", {"type": "text", "text": "hi"})),
+    ("content", user_json("a", ["hi"])),
+    ("content", user_json("a", [None])),
+    ("content", user_json("a", [{"type": "text", "text": "hi"}, "hi"])),
+    ("content", user_json("a", [[{"type": "text", "text": "hi"}]])),
     ("tool_call_id", {"role": "tool", "content": "42"}),
     ("tool_call_id", tool("a", "")),
     ("tool_call_id", {"role": "tool", "tool_call_id": None}),
     ("tool_call_id", {"role": "tool", "tool_call_id": 1}),
-    ("tool_call_id", user("a", tool_call_id=1)),
+    ("tool_call_id", user_json("a", tool_call_id=1)),
     ("tool_calls", assistant("a") | {"tool_calls": "c1"}),
     ("tool_calls", assistant("a") | {"tool_calls": call("c1")}),
     ("tool_calls", assistant("a") | {"tool_calls": ["c1"]}),
@@ -453,18 +453,18 @@ BAD_MESSAGES: list[tuple[str, Any]] = [
     ("tool_calls", assistant("a", call("c1"), {"id": "c2"})),
     ("function_call", assistant("a") | {"function_call": "f"}),
     ("function_call", assistant("a") | {"function_call": ["f"]}),
-    ("name", user("a", name=1)),
+    ("name", user_json("a", name=1)),
     ("refusal", assistant("a", refusal=["no"])),
-    ("metadata", user("a", metadata="m")),
-    ("metadata", user("a", metadata=[])),
-    ("metadata", user("a", metadata=1)),
-    ("duration_ms", user("a", duration_ms="5")),
-    ("duration_ms", user("a", duration_ms=1.5)),
-    ("duration_ms", user("a", duration_ms=-1)),
-    ("duration_ms", user("a", duration_ms=2**31)),
-    ("duration_ms", user("a", duration_ms=True)),
-    ("duration_ms", user("a", duration_ms=[5])),
-    ("duration_ms", user("a", duration_ms={})),
+    ("metadata", user_json("a", metadata="m")),
+    ("metadata", user_json("a", metadata=[])),
+    ("metadata", user_json("a", metadata=1)),
+    ("duration_ms", user_json("a", duration_ms="5")),
+    ("duration_ms", user_json("a", duration_ms=1.5)),
+    ("duration_ms", user_json("a", duration_ms=-1)),
+    ("duration_ms", user_json("a", duration_ms=2**31)),
+    ("duration_ms", user_json("a", duration_ms=True)),
+    ("duration_ms", user_json("a", duration_ms=[5])),
+    ("duration_ms", user_json("a", duration_ms={})),
 ]
 
 
@@ -474,7 +474,7 @@ async def test_g10_bad_message_is_refused_by_index_and_field(connection: Connect
     before = await everything(connection)
 
     with refused("CL007", index=1, field=field) as info:
-        await append(connection, [user("good"), bad, user("good too")])
+        await append(connection, [user_json("good"), bad, user_json("good too")])
 
     assert "message 1:" in said(info.value)["message"]
     assert await everything(connection) == before
@@ -483,7 +483,7 @@ async def test_g10_bad_message_is_refused_by_index_and_field(connection: Connect
 async def test_g10_first_bad_message_of_several_is_named(connection: Connection) -> None:
     await new_session(connection)
     with refused("CL007", index=2, field="content"):
-        await append(connection, [*users(2), user("a", 1), {"role": "robot"}])
+        await append(connection, [*users(2), user_json("a", 1), {"role": "robot"}])
 
 
 async def test_g10_refusal_does_not_quote_what_was_said(connection: Connection) -> None:
@@ -533,13 +533,13 @@ async def test_array_that_starts_elsewhere_is_counted_from_zero(connection: Conn
 @pytest.mark.parametrize("session_id", ["", "x" * 256, None], ids=["empty", "256 characters", "null"])
 async def test_g10_id_that_no_session_can_have_is_refused(connection: Connection, session_id: str | None) -> None:
     with refused("CL008", argument="session_id"):
-        await append(connection, [user("a")], session_id=session_id)
+        await append(connection, [user_json("a")], session_id=session_id)
     assert await everything(connection) == []
 
 
 async def test_g10_unknown_session_is_refused(connection: Connection) -> None:
     with refused("CL001", session_id="s1"):
-        await append(connection, [user("a")])
+        await append(connection, [user_json("a")])
     assert await everything(connection) == []
 
 
@@ -549,7 +549,7 @@ async def test_bad_messages_are_refused_before_the_session_is_looked_for(connect
 
 
 async def test_ids_of_255_characters_are_taken(connection: Connection) -> None:
-    await new_session(connection, [user("é" * 255)], session_id="ü" * 255)
+    await new_session(connection, [user_json("é" * 255)], session_id="ü" * 255)
     assert await places(connection, "ü" * 255) == [(0, "é" * 255)]
 
 

@@ -17,7 +17,7 @@ from pglast.visitors import Visitor
 
 from chatledger.postgres.migrations import sql_folder
 from tests.helpers.catalog import LIFE, PUBLIC, READS, names
-from tests.helpers.sql import assistant, begin_stream, call, everything, new_session, refused, said, tool, user
+from tests.helpers.sql import assistant, begin_stream, call, everything, new_session, refused, said, tool, user_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,7 +108,7 @@ async def test_g8_a_stranger_learns_nothing_and_changes_nothing(
     connection: Connection, connect_as: ConnectAs, function: str, arguments: str
 ) -> None:
     await new_session(
-        connection, [user("m0"), assistant("m1", call("c1")), tool("m2", "c1")], session_id="id-of-theirs"
+        connection, [user_json("m0"), assistant("m1", call("c1")), tool("m2", "c1")], session_id="id-of-theirs"
     )
     await connection.execute("select chatledger.update_session('id-of-theirs', p_title => 'Mine')")
     await connection.execute("select chatledger.record_usage('id-of-theirs', 'use1', 1, 2)")
@@ -148,7 +148,7 @@ async def test_g8_a_cursor_of_anothers_list_gives_ones_own_sessions(connection: 
 
 async def test_g8_a_fork_of_the_session_that_had_this_id_before_is_not_shown(connection: Connection) -> None:
     """Purged and created anew by somebody else, who could ask for the fork again."""
-    await new_session(connection, [user("m0")], session_id="id", user_id="u1")
+    await new_session(connection, [user_json("m0")], session_id="id", user_id="u1")
     await connection.execute("select chatledger.fork_session('id', 'secret plan', p_title => 'Secret')")
     await connection.execute("delete from chatledger.sessions where id = 'id'")  # as purge_sessions does
     await new_session(connection, session_id="id", user_id="u2")
@@ -242,7 +242,7 @@ async def test_an_operator_who_reads_is_not_led_to_functions_of_a_writers(
     connection: Connection, connect_as: ConnectAs, public_is_open: None
 ) -> None:
     """The owner, or a superuser, in psql: what they call runs as they."""
-    await new_session(connection, [user("m0"), assistant("m1", call("c1"))])
+    await new_session(connection, [user_json("m0"), assistant("m1", call("c1"))])
     await (await connect_as("chatledger_writer")).execute(LOOKALIKES)
     for search_path in ('"$user", public', "chatledger, public"):
         await connection.execute(f"set search_path = {search_path}")

@@ -22,7 +22,7 @@ from tests.helpers.sql import (
     said,
     truncate,
     until_waiting,
-    user,
+    user_json,
     users,
 )
 
@@ -39,7 +39,7 @@ async def test_the_holder_gets_a_fence_and_learns_where_the_session_is(connectio
 
     assert (lease["version"], lease["next_sequence"], lease["message_count"]) == (3, 3, 2)
     assert timedelta(minutes=5) <= lease["expires_at"] - before < timedelta(minutes=6)
-    (row,) = await append(connection, [user("a")], fence=lease["fence"])
+    (row,) = await append(connection, [user_json("a")], fence=lease["fence"])
     assert row["appended"]
 
 
@@ -68,14 +68,14 @@ async def test_g7_a_lease_that_ran_out_is_free_and_its_holder_is_refused(connect
     old = await begin_stream(connection, "asleep")
     await run_out(connection)
     with refused("CL005"):
-        await append(connection, [user("a")], fence=old["fence"])
+        await append(connection, [user_json("a")], fence=old["fence"])
 
     new = await begin_stream(connection, "awake")
 
     assert new["fence"] > old["fence"]
     with refused("CL005", fence=old["fence"]):
-        await append(connection, [user("a")], fence=old["fence"])
-    await append(connection, [user("b")], fence=new["fence"])
+        await append(connection, [user_json("a")], fence=old["fence"])
+    await append(connection, [user_json("b")], fence=new["fence"])
 
 
 async def test_an_operator_takes_over_by_force(connection: Connection) -> None:
@@ -84,7 +84,7 @@ async def test_an_operator_takes_over_by_force(connection: Connection) -> None:
     new = await begin_stream(connection, "operator", force=True)
     assert new["fence"] > old["fence"]
     with refused("CL005"):
-        await append(connection, [user("a")], fence=old["fence"])
+        await append(connection, [user_json("a")], fence=old["fence"])
 
 
 async def test_the_same_stream_again_gets_the_same_lease(connection: Connection) -> None:
@@ -148,7 +148,7 @@ async def test_the_lease_is_not_part_of_the_sessions_content(connection: Connect
 async def test_others_write_without_the_lease(connection: Connection) -> None:
     await new_session(connection)
     await begin_stream(connection)
-    (row,) = await append(connection, [user("a")])
+    (row,) = await append(connection, [user_json("a")])
     assert row["appended"]
 
 
@@ -236,7 +236,7 @@ async def test_nobody_who_waits_for_a_user_holds_a_session(connection: Connectio
         await begin_stream(holder, max_streams=1)
         beginning = asyncio.create_task(begin_stream(waiter, session_id="s2", max_streams=2))
         await until_waiting(connection)
-        await append(connection, [user("a")], session_id="s2")
+        await append(connection, [user_json("a")], session_id="s2")
     await beginning
 
 

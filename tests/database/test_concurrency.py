@@ -27,7 +27,7 @@ from tests.helpers.sql import (
     said,
     until_waiting,
     updated_at,
-    user,
+    user_json,
     users,
 )
 
@@ -42,7 +42,9 @@ WRITERS, BATCHES = 16, 50
 def batches_of(writer: int) -> list[list[Json]]:
     """A writer's batches of 1 to 7 messages; an id says whose message it is, in which batch, and where there."""
     sizes = random.Random(writer)
-    return [[user(f"{writer}/{batch}/{place}") for place in range(sizes.randint(1, 7))] for batch in range(BATCHES)]
+    return [
+        [user_json(f"{writer}/{batch}/{place}") for place in range(sizes.randint(1, 7))] for batch in range(BATCHES)
+    ]
 
 
 def as_sql(batch: list[Json]) -> str:
@@ -135,7 +137,7 @@ async def test_of_twenty_who_expect_the_same_sequence_exactly_one_wins(
     await new_session(connection, users(2))
 
     def attempt(number: int) -> Any:
-        return lambda caller: append(caller, [user(f"by {number}")], expected_sequence=2)
+        return lambda caller: append(caller, [user_json(f"by {number}")], expected_sequence=2)
 
     answers = await at_once(connection, connect, [attempt(number) for number in range(20)])
 
@@ -150,7 +152,7 @@ async def test_of_twenty_who_expect_the_same_sequence_exactly_one_wins(
 
 
 async def test_g4_two_who_add_a_tool_call_each_both_succeed(connection: Connection, connect: Connect) -> None:
-    await new_session(connection, [user("m0"), assistant("m1")])
+    await new_session(connection, [user_json("m0"), assistant("m1")])
 
     answers = await at_once(
         connection, connect, [lambda caller: add_call(caller, call("c1")), lambda caller: add_call(caller, call("c2"))]
@@ -164,7 +166,7 @@ async def test_g4_two_who_add_a_tool_call_each_both_succeed(connection: Connecti
 async def test_g4_two_who_add_the_first_tool_calls_of_a_turn_make_one_message(
     connection: Connection, connect: Connect
 ) -> None:
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
 
     await at_once(
         connection, connect, [lambda caller: add_call(caller, call("c1")), lambda caller: add_call(caller, call("c2"))]
@@ -186,12 +188,12 @@ async def test_g3_the_same_tool_call_from_twenty_is_added_once(connection: Conne
 async def test_tool_call_after_a_user_message_that_came_first_gets_a_message_of_its_own(
     connection: Connection, connect: Connect
 ) -> None:
-    await new_session(connection, [user("m0"), assistant("m1")])
+    await new_session(connection, [user_json("m0"), assistant("m1")])
     asker, caller = await connect(), await connect()
 
     asking = asker.transaction()
     await asking.start()
-    await append(asker, [user("m2")])
+    await append(asker, [user_json("m2")])
     adding = asyncio.create_task(add_call(caller, call("c1"), message_id="m3"))
     await until_waiting(connection)
     await asking.commit()
@@ -210,7 +212,7 @@ async def test_g4_of_twenty_stale_amendments_exactly_one_wins(connection: Connec
 
     (winner,) = [number for number, answer in enumerate(answers) if not isinstance(answer, BaseException)]
     assert {said(answer)["sqlstate"] for number, answer in enumerate(answers) if number != winner} == {"CL004"}
-    assert await bodies(connection) == [user("m0", f"by {winner}")]
+    assert await bodies(connection) == [user_json("m0", f"by {winner}")]
 
 
 async def test_g4_metadata_keys_usage_and_titles_of_twenty_all_stay(connection: Connection, connect: Connect) -> None:
@@ -256,7 +258,7 @@ async def test_readers_do_not_wait_for_writers(connection: Connection, connect: 
     await new_session(connection, users(1))
     writer = await connect()
     async with writer.transaction():
-        await append(writer, [user("m1")])
+        await append(writer, [user_json("m1")])
         await connection.execute("set lock_timeout = '5s'")
         assert (await header(connection))["next_sequence"] == 1
         assert len(await connection.fetch("select from chatledger.get_messages('s1')")) == 1
@@ -289,7 +291,7 @@ async def test_collision_in_a_transaction_with_an_older_snapshot_is_40001(
     await transaction.start()
     await connection.execute("select from chatledger.sessions")  # takes the snapshot
     other = await connect()
-    await append(other, [user("m1")])
+    await append(other, [user_json("m1")])
     before = await everything(other)
 
     with pytest.raises(asyncpg.SerializationError):
@@ -308,7 +310,7 @@ async def test_collision_with_one_that_was_waited_for_is_40001(
     first, second = await connect(), await connect()
     appending = first.transaction()
     await appending.start()
-    await append(first, [user("m1")])
+    await append(first, [user_json("m1")])
 
     writing = second.transaction(isolation=isolation)
     await writing.start()
@@ -343,8 +345,8 @@ async def test_session_that_was_created_since_the_snapshot_is_40001(
 async def test_without_a_collision_every_isolation_level_will_do(connection: Connection, isolation: Any) -> None:
     await new_session(connection, users(1))
     async with connection.transaction(isolation=isolation):
-        await append(connection, [user("m1")])
-        await append(connection, [user("m2")])
+        await append(connection, [user_json("m1")])
+        await append(connection, [user_json("m2")])
     assert await places(connection) == [(0, "m0"), (1, "m1"), (2, "m2")]
 
 
@@ -356,7 +358,7 @@ async def test_g1_append_whose_transaction_is_rolled_back_while_others_wait_leav
     appending = first.transaction()
     await appending.start()
     await append(first, users(3, "lost"))
-    waiting = asyncio.create_task(append(second, [user("kept")]))
+    waiting = asyncio.create_task(append(second, [user_json("kept")]))
     await until_waiting(connection)
     await appending.rollback()
 

@@ -17,7 +17,7 @@ from tests.helpers.sql import (
     refused,
     said,
     until_waiting,
-    user,
+    user_json,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LATE_WRITES = [
 
 async def full_session(connection: Connection, session_id: str = "s1") -> None:
     """A session with a row in every table."""
-    await new_session(connection, [user("m0", "a secret"), assistant("m1")], session_id=session_id)
+    await new_session(connection, [user_json("m0", "a secret"), assistant("m1")], session_id=session_id)
     await add_call(connection, call("c1"), session_id=session_id)
     await connection.execute(
         "select chatledger.record_usage($1, 'use', 1, 1), "
@@ -140,7 +140,7 @@ async def test_g11_delete_waits_for_a_write_and_takes_it_along(connection: Conne
 
     writing = writer.transaction()
     await writing.start()
-    await append(writer, [user("m9")])
+    await append(writer, [user_json("m9")])
     deleting = asyncio.create_task(delete(deleter))
     await until_waiting(connection)
     await writing.commit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.helpers.sql import append, begin_stream, everything, new_session, refused, run_out, user
+from tests.helpers.sql import append, begin_stream, everything, new_session, refused, run_out, user_json
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connection
@@ -21,7 +21,7 @@ async def test_the_next_stream_begins_at_once(connection: Connection) -> None:
     assert await end(connection, first["fence"])
     assert await connection.fetch("select * from chatledger.active_streams") == []
     with refused("CL005"):
-        await append(connection, [user("a")], fence=first["fence"])
+        await append(connection, [user_json("a")], fence=first["fence"])
     assert (await begin_stream(connection))["fence"] > first["fence"]
 
 

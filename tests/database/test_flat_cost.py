@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers.sql import append, assistant, everything, header, new_session, rows_touched, user, users
+from tests.helpers.sql import append, assistant, everything, header, new_session, rows_touched, user_json, users
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connect, Connection
@@ -38,7 +38,7 @@ WRITES = {
 async def sessions(connection: Connection) -> None:
     """A small and a large session that end alike, in tables whose statistics are those of a ledger at work."""
     for session_id, size in SIZES.items():
-        messages = [*users(size - 2), user("last user"), assistant("last")]
+        messages = [*users(size - 2), user_json("last user"), assistant("last")]
         await new_session(connection, messages, session_id=session_id)
     await connection.execute("analyze chatledger.sessions, chatledger.messages")
 
@@ -200,7 +200,7 @@ async def test_g12_append_writes_nothing_but_messages(connection: Connection) ->
     rows = "select xmin, ctid, * from chatledger.sessions"
     before = await connection.fetch(rows)
     for number in range(20):
-        await append(connection, [user(f"a{number}")])
+        await append(connection, [user_json(f"a{number}")])
     assert await connection.fetch(rows) == before
     assert (await header(connection))["version"] == 22
 
@@ -211,7 +211,7 @@ async def test_g12_append_moves_the_sessions_row_once_an_hour(connection: Connec
     before = await connection.fetchval("select active_hour from chatledger.sessions")
     places = []
     for number in range(3):
-        await append(connection, [user(f"a{number}")])
+        await append(connection, [user_json(f"a{number}")])
         places.append(await connection.fetchval("select ctid::text from chatledger.sessions"))
     assert len(set(places)) == 1
     row = await connection.fetchrow("select * from chatledger.sessions")
@@ -252,6 +252,6 @@ async def test_g12_append_looks_at_the_same_pages_while_somebody_holds_an_old_sn
         await holder.fetch("select from chatledger.sessions")
         first = min([await pages_of_an_append(number) for number in range(10)])
         for number in range(10, 2000):
-            await append(connection, [user(f"a{number}")])
+            await append(connection, [user_json(f"a{number}")])
         last = min([await pages_of_an_append(number) for number in range(2000, 2010)])
     assert last <= first + 8  # some levels of the indexes more

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from tests.helpers.sql import append, begin_stream, everything, new_session, refused, user, users
+from tests.helpers.sql import append, begin_stream, everything, new_session, refused, user_json, users
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connect, Connection
@@ -207,7 +207,7 @@ async def test_g5_a_watch_counts_only_once_no_writer_is_left_who_may_have_missed
     row = await follow(connection)
     assert row["watched_for"] > timedelta(0)
     async with notified(await connect(), connection, row["channel"]) as payloads:
-        await append(next_writer, [user("a")])
+        await append(next_writer, [user_json("a")])
     assert payloads == ["3"]
 
 

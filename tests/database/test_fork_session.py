@@ -21,7 +21,7 @@ from tests.helpers.sql import (
     refused,
     tool,
     truncate,
-    user,
+    user_json,
     users,
 )
 
@@ -34,7 +34,11 @@ async def fork(connection: Connection, arguments: str = "") -> Any:
 
 
 async def test_fork_has_a_copy_of_the_messages(connection: Connection) -> None:
-    messages = [user("m0", name=None), assistant("m1", call("c1"), x=1), tool("m2", "c1", metadata={}, duration_ms=1)]
+    messages = [
+        user_json("m0", name=None),
+        assistant("m1", call("c1"), x=1),
+        tool("m2", "c1", metadata={}, duration_ms=1),
+    ]
     await new_session(connection, messages)
     original = await connection.fetch("select created_at from chatledger.messages order by sequence")
 
@@ -70,7 +74,7 @@ async def test_fork_has_amended_messages_as_they_are_now(connection: Connection)
     await new_session(connection, users(2))
     await amend(connection, "m0", {"content": "amended"})
     await fork(connection)
-    assert await bodies(connection, "s2") == [user("m0", "amended"), user("m1")]
+    assert await bodies(connection, "s2") == [user_json("m0", "amended"), user_json("m1")]
     assert await connection.fetch("select * from chatledger.verify_session('s2')") == []
 
 
@@ -104,12 +108,12 @@ async def test_fork_and_original_go_on_apart(connection: Connection) -> None:
     await new_session(connection, users(2))
     await fork(connection)
 
-    await append(connection, [user("original")])
-    await append(connection, [user("fork")], session_id="s2")
+    await append(connection, [user_json("original")])
+    await append(connection, [user_json("fork")], session_id="s2")
     await amend(connection, "m0", {"content": "changed"})
 
-    assert await bodies(connection) == [user("m0", "changed"), user("m1"), user("original")]
-    assert await bodies(connection, "s2") == [*users(2), user("fork")]
+    assert await bodies(connection) == [user_json("m0", "changed"), user_json("m1"), user_json("original")]
+    assert await bodies(connection, "s2") == [*users(2), user_json("fork")]
 
 
 async def test_original_stays_as_it_is(connection: Connection) -> None:
@@ -122,7 +126,7 @@ async def test_original_stays_as_it_is(connection: Connection) -> None:
 async def test_g3_same_fork_again_returns_it_as_it_is(connection: Connection) -> None:
     await new_session(connection, users(2))
     await fork(connection, ", 1")
-    await append(connection, [user("later")], session_id="s2")
+    await append(connection, [user_json("later")], session_id="s2")
     before = await everything(connection)
 
     row = await fork(connection, ", 1, p_title => 'Other'")

@@ -19,7 +19,7 @@ from tests.helpers.sql import (
     refused,
     tool,
     truncate,
-    user,
+    user_json,
     users,
 )
 
@@ -87,28 +87,32 @@ async def test_removed_messages_are_left_out_and_not_counted(connection: Connect
 
 
 async def test_page_that_would_start_on_a_result_reaches_back_to_the_call(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), *group("a", 150), user("m1")])
+    await new_session(connection, [user_json("m0"), *group("a", 150), user_json("m1")])
     assert await page(connection, ", p_limit => 10") == [*range(1, 153)]
 
 
 async def test_page_that_would_end_among_results_goes_on_to_the_last(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), *group("a", 150), user("m1")])
+    await new_session(connection, [user_json("m0"), *group("a", 150), user_json("m1")])
     assert await page(connection, ", p_limit => 10, p_after => -1") == [*range(152)]
     assert await page(connection, ", p_limit => 10, p_after => 151") == [152]
 
 
 async def test_results_that_came_late_reach_back_past_other_messages(connection: Connection) -> None:
-    await new_session(connection, [assistant("a", call("c1")), *users(5), assistant("b"), tool("t", "c1"), user("m9")])
+    await new_session(
+        connection, [assistant("a", call("c1")), *users(5), assistant("b"), tool("t", "c1"), user_json("m9")]
+    )
     assert await page(connection, ", p_limit => 2") == [*range(9)]
 
 
 async def test_result_belongs_to_the_last_call_of_that_id(connection: Connection) -> None:
-    await new_session(connection, [assistant("a", call("c1")), user("m0"), assistant("b", call("c1")), tool("t", "c1")])
+    await new_session(
+        connection, [assistant("a", call("c1")), user_json("m0"), assistant("b", call("c1")), tool("t", "c1")]
+    )
     assert await page(connection, ", p_limit => 1") == [2, 3]
 
 
 async def test_result_without_a_call_starts_a_page_where_it_is(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), tool("t", "c1"), user("m1")])
+    await new_session(connection, [user_json("m0"), tool("t", "c1"), user_json("m1")])
     assert await page(connection, ", p_limit => 2") == [1, 2]
 
 
@@ -140,7 +144,7 @@ def histories(draw: st.DrawFn) -> list[Json]:
     waiting: list[str] = []
     for number, kind in enumerate(draw(st.lists(st.sampled_from(["user", "calls", "results", "orphan"]), max_size=20))):
         if kind == "user":
-            messages.append(user(f"u{number}"))
+            messages.append(user_json(f"u{number}"))
         elif kind == "calls":
             ids = [f"c{number}.{i}" for i in range(draw(st.integers(0, 4)))]
             messages.append(assistant(f"a{number}", *map(call, ids)))

@@ -30,7 +30,7 @@ from tests.helpers.sql import (
     refused,
     said,
     tool,
-    user,
+    user_json,
     users,
 )
 
@@ -203,8 +203,8 @@ async def takes(connection: Connection, kind: str, text: str | None) -> bool:
 @pytest.fixture
 async def member(connection: Connection, connect_as: ConnectAs) -> Connection:
     """A login role that may call everything, on a ledger with some of everything."""
-    await new_session(connection, [user("m0"), assistant("m1", call("c1")), tool("m2", "c1")])
-    await new_session(connection, [user("m0")], session_id="s2", user_id="u2")
+    await new_session(connection, [user_json("m0"), assistant("m1", call("c1")), tool("m2", "c1")])
+    await new_session(connection, [user_json("m0")], session_id="s2", user_id="u2")
     await new_session(connection, session_id="gone")
     await connection.execute(
         "insert into chatledger.streams (session_id, stream_id, holder, fence, began_at, expires_at) "
@@ -270,7 +270,7 @@ WITH_JSON = {
 @pytest.mark.parametrize("function", WITH_JSON)
 @pytest.mark.parametrize("value", [nested(90), "9" * 1000, "-1e999", "0." + "3" * 5000], ids=lambda value: value[:9])
 async def test_json_that_every_reader_can_read_is_stored(connection: Connection, function: str, value: str) -> None:
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     await connection.execute(f"select chatledger.{WITH_JSON[function]}", value)
     await all_is_readable(connection)
 
@@ -290,7 +290,7 @@ async def test_g10_json_that_some_reader_could_not_read_is_refused(
     connection: Connection, function: str, value: str, problem: str
 ) -> None:
     """Else one message would keep its session, and every export that it is in, from all readers in Python."""
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     before = await everything(connection)
     with pytest.raises(asyncpg.PostgresError, match=problem) as refusal:
         await connection.execute(f"select chatledger.{WITH_JSON[function]}", value)
@@ -301,10 +301,10 @@ async def test_g10_json_that_some_reader_could_not_read_is_refused(
 async def test_g10_the_field_that_cannot_be_read_is_named(connection: Connection) -> None:
     await new_session(connection)
     deepest = json.loads(nested(100))
-    await append(connection, [user("m0", x=deepest)])
+    await append(connection, [user_json("m0", x=deepest)])
     for value in ([deepest], 10**1000):
         with refused("CL007", index=1, field="x"):
-            await append(connection, [user("m1"), user("m2", y=1, x=value)])
+            await append(connection, [user_json("m1"), user_json("m2", y=1, x=value)])
 
 
 async def test_g10_nesting_that_postgres_cannot_parse_is_refused_by_postgres(connection: Connection) -> None:
@@ -337,7 +337,7 @@ async def test_g10_nesting_that_postgres_cannot_parse_is_refused_by_postgres(con
 async def test_g10_save_session_refuses_what_it_cannot_take_apart(
     connection: Connection, argument: str, value: str | None
 ) -> None:
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     before = await everything(connection)
     kind = "jsonb" if argument == "header" else "jsonb[]"
     with refused("CL008", argument=argument):
@@ -356,20 +356,20 @@ async def test_a_full_session_takes_no_more(connection: Connection) -> None:
     """After two thousand million messages: an error of Postgres's, and nothing is stored."""
     await new_session(connection)
     await connection.execute("update chatledger.sessions set next_sequence = 2147483646")
-    await append(connection, [user("last")])
+    await append(connection, [user_json("last")])
     before = await everything(connection)
-    for batch in ([user("more")], [user("last"), user("more")], users(3)):
+    for batch in ([user_json("more")], [user_json("last"), user_json("more")], users(3)):
         with pytest.raises(asyncpg.NumericValueOutOfRangeError):
             await append(connection, batch)
     assert await everything(connection) == before
 
 
 async def test_a_session_changed_as_often_as_can_be_counted_does_not_change_any_more(connection: Connection) -> None:
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     await connection.execute("update chatledger.sessions set version = 9223372036854775807")
     before = await everything(connection)
     with pytest.raises(asyncpg.NumericValueOutOfRangeError):
-        await append(connection, [user("m1")])
+        await append(connection, [user_json("m1")])
     with pytest.raises(asyncpg.NumericValueOutOfRangeError):
         await amend(connection, "m0", {"content": "x"})
     assert await everything(connection) == before
@@ -386,9 +386,9 @@ async def test_more_messages_at_once_than_a_statement_takes_arguments(connection
 
 async def test_fifty_megabytes_of_text_in_one_message(connection: Connection) -> None:
     content = "0123456789" * 5_000_000
-    await new_session(connection, [user("m0", content), user("m1")])
-    assert await bodies(connection) == [user("m0", content), user("m1")]
-    (again, _) = await append(connection, [user("m0", content), user("m1")])
+    await new_session(connection, [user_json("m0", content), user_json("m1")])
+    assert await bodies(connection) == [user_json("m0", content), user_json("m1")]
+    (again, _) = await append(connection, [user_json("m0", content), user_json("m1")])
     assert not again["appended"]
 
 

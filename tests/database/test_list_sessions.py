@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers.sql import append, header, new_session, refused, user
+from tests.helpers.sql import append, header, new_session, refused, user_json
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connection
@@ -45,7 +45,7 @@ async def titled(connection: Connection, *titles: str | None) -> None:
 async def test_last_changed_first(connection: Connection) -> None:
     for session_id in ("s1", "s2", "s3"):
         await new_session(connection, session_id=session_id)
-    await append(connection, [user("m")], session_id="s2")
+    await append(connection, [user_json("m")], session_id="s2")
     assert await listed(connection) == ["s2", "s3", "s1"]
 
 
@@ -54,7 +54,7 @@ async def test_pinned_ones_before_all_others(connection: Connection) -> None:
         await new_session(connection, session_id=session_id)
     for session_id in ("s1", "s2"):
         await connection.execute("select chatledger.update_session($1, p_pinned => true)", session_id)
-    await append(connection, [user("m")], session_id="s3")
+    await append(connection, [user_json("m")], session_id="s3")
     assert await listed(connection) == ["s2", "s1", "s3", "s4"]
 
 
@@ -74,7 +74,7 @@ async def test_order_holds_across_hours_and_years(connection: Connection) -> Non
 
 
 async def test_row_is_the_header_and_a_cursor(connection: Connection) -> None:
-    await new_session(connection, [user("m")])
+    await new_session(connection, [user_json("m")])
     row = await connection.fetchval("select to_jsonb(listed) from chatledger.list_sessions('u1') as listed")
     found: dict[str, Any] = json.loads(row)
     assert found.pop("cursor")
@@ -129,7 +129,7 @@ async def test_session_that_changes_while_somebody_pages_moves_nothing_else(conn
     for number in range(6):
         await new_session(connection, session_id=f"s{number}")
     first = await connection.fetch("select * from chatledger.list_sessions('u1', 2)")
-    await append(connection, [user("m")], session_id="s1")
+    await append(connection, [user_json("m")], session_id="s1")
 
     rest = await connection.fetch("select * from chatledger.list_sessions('u1', 10, $1)", first[-1]["cursor"])
 

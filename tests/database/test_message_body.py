@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.properties import examples, messages, without_booleans
-from tests.helpers.sql import Json, amend, append, assistant, bodies, call, new_session, tool, user
+from tests.helpers.sql import Json, amend, append, assistant, bodies, call, new_session, tool, user_json
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connection
@@ -27,19 +27,19 @@ PARTS = [
 @pytest.mark.parametrize(
     "message",
     [
-        user("a", None),
+        user_json("a", None),
         {"message_id": "a", "role": "user"},
-        user("a", ""),
-        user("a", []),
-        user("a", PARTS),
-        user("a", [{}]),
-        user("a", name=None, refusal=None, tool_calls=None, function_call=None, metadata=None, duration_ms=None),
-        user("a", tool_call_id=None),
-        user("a", name="", refusal=""),
-        user("a", unknown=None),
-        user("a", unknown=None, other=[None], nested={"deep": {"null": None}}),
-        user("a", sequence=7, session_id="s9", created_at="yesterday", removed=True, extra={"extra": 1}),
-        user("a", **{"": "empty key", 'it\'s "quoted" \\': 1, "{role}": 2, "ключ": 3}),
+        user_json("a", ""),
+        user_json("a", []),
+        user_json("a", PARTS),
+        user_json("a", [{}]),
+        user_json("a", name=None, refusal=None, tool_calls=None, function_call=None, metadata=None, duration_ms=None),
+        user_json("a", tool_call_id=None),
+        user_json("a", name="", refusal=""),
+        user_json("a", unknown=None),
+        user_json("a", unknown=None, other=[None], nested={"deep": {"null": None}}),
+        user_json("a", sequence=7, session_id="s9", created_at="yesterday", removed=True, extra={"extra": 1}),
+        user_json("a", **{"": "empty key", 'it\'s "quoted" \\': 1, "{role}": 2, "ключ": 3}),
         assistant("a"),
         assistant("a", call("c1"), call("c2", "другой") | {"index": 0, "custom": None}),
         assistant("a", content=None, audio={"id": "x"}, annotations=[], reasoning_content="hm"),
@@ -49,8 +49,8 @@ PARTS = [
         {"message_id": "a", "role": "system", "content": "s"},
         tool("a", "c1", duration_ms=0),
         tool("a", "c1", duration_ms=2**31 - 1, metadata={}),
-        user("a", "h\u00e9llo \U0001f680 \u202e\ufeff\u2028 \x01\x7f\\u0000 '\"; drop table --\r\n\t"),
-        user("a", metadata={"n": [1, 1.0, 1e5, 2**70, 0.1, -0.1, 1e-300, 1e300, -(2**63), 0, True, False, None]}),
+        user_json("a", "h\u00e9llo \U0001f680 \u202e\ufeff\u2028 \x01\x7f\\u0000 '\"; drop table --\r\n\t"),
+        user_json("a", metadata={"n": [1, 1.0, 1e5, 2**70, 0.1, -0.1, 1e-300, 1e300, -(2**63), 0, True, False, None]}),
     ],
     ids=lambda message: str(message)[20:80],
 )
@@ -61,7 +61,7 @@ async def test_message_comes_out_as_it_went_in(connection: Connection, message: 
 
 @pytest.mark.parametrize("text", ["1", "1.0", "100000", "1180591620717411303424", "0.1", "1.10", "-0.5"])
 async def test_number_in_metadata_keeps_its_notation(connection: Connection, text: str) -> None:
-    await new_session(connection, [user("a", metadata={"n": json.loads(text)})])
+    await new_session(connection, [user_json("a", metadata={"n": json.loads(text)})])
     await connection.execute(
         "select chatledger.append_messages('s1', array[$1::text::jsonb])",
         f'{{"message_id": "b", "role": "user", "metadata": {{"n": {text}}}}}',
@@ -75,8 +75,8 @@ async def test_number_in_metadata_keeps_its_notation(connection: Connection, tex
 async def test_five_megabytes_of_text_come_out_as_they_went_in(connection: Connection) -> None:
     text = "".join(chr(0x21 + number % 0x2000) for number in range(2_000_000))
     assert len(text.encode()) > 5_000_000
-    await new_session(connection, [user("a", text)])
-    assert await bodies(connection) == [user("a", text)]
+    await new_session(connection, [user_json("a", text)])
+    assert await bodies(connection) == [user_json("a", text)]
 
 
 def exactly(value: Any) -> Any:
@@ -120,7 +120,7 @@ async def test_g3_any_valid_message_is_recognised_again(connection: Connection, 
 
 async def test_g3_whole_duration_with_a_fraction_is_recognised_after_an_amendment(connection: Connection) -> None:
     """Python's json writes 12.0 for a float; the column holds 12."""
-    message = user("a", duration_ms=12.0)
+    message = user_json("a", duration_ms=12.0)
     await new_session(connection, [message])
     await amend(connection, "a", {"content": "changed"})
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from tests.helpers.sql import assistant, begin_stream, everything, header, new_session, refused, said, user
+from tests.helpers.sql import assistant, begin_stream, everything, header, new_session, refused, said, user_json
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connection
@@ -46,7 +46,7 @@ async def test_every_function_that_is_told_who_asks_is_here(connection: Connecti
 
 
 async def session_of_u1(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), assistant("m1")])
+    await new_session(connection, [user_json("m0"), assistant("m1")])
     await begin_stream(connection)
 
 
@@ -77,7 +77,7 @@ async def test_g8_stranger_gets_the_same_error_as_for_no_session(
 
 @pytest.mark.parametrize("function", FAILING)
 async def test_g8_session_without_an_owner_is_nobodys(connection: Connection, function: str) -> None:
-    await new_session(connection, [user("m0")], user_id=None)
+    await new_session(connection, [user_json("m0")], user_id=None)
     with refused("CL001", session_id="s1"):
         await connection.execute(CALLS[function], "u1")
 

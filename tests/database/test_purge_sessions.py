@@ -16,7 +16,7 @@ from tests.helpers.sql import (
     new_session,
     refused,
     run_out,
-    user,
+    user_json,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 async def aged_session(connection: Connection, session_id: str, days: int) -> None:
     """A session with a row in every table, that nobody changed for so many days."""
-    await new_session(connection, [user("m0"), assistant("m1")], session_id=session_id)
+    await new_session(connection, [user_json("m0"), assistant("m1")], session_id=session_id)
     await add_call(connection, call("c1"), session_id=session_id)
     await connection.execute("select chatledger.record_usage($1, 'use', 1, 1)", session_id)
     await age(connection, session_id, days)
@@ -109,7 +109,7 @@ async def test_id_of_a_deleted_session_is_let_go_of_in_the_end(connection: Conne
     await age(connection, "s1", 31)
     assert await purge(connection) == 1
 
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
 
 
 async def test_batch_is_bounded(connection: Connection) -> None:
@@ -125,7 +125,7 @@ async def test_session_that_somebody_is_writing_to_is_left_out(connection: Conne
 
     writing = writer.transaction()
     await writing.start()
-    await append(writer, [user("m2")], session_id="busy")
+    await append(writer, [user_json("m2")], session_id="busy")
     assert await purge(connection) == 1
     await writing.commit()
 

@@ -24,7 +24,7 @@ from tests.helpers.sql import (
     refused,
     tool,
     truncate,
-    user,
+    user_json,
     users,
 )
 
@@ -57,7 +57,7 @@ def places_in(messages: list[Json]) -> list[int]:
 
 
 async def test_first_row_is_the_header_and_then_come_the_messages_in_order(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), assistant("m1", call("c1"), unknown=None), tool("m2", "c1")])
+    await new_session(connection, [user_json("m0"), assistant("m1", call("c1"), unknown=None), tool("m2", "c1")])
 
     found, messages = await read(connection)
 
@@ -125,7 +125,7 @@ async def test_last_reads_a_window(connection: Connection) -> None:
 async def test_window_reaches_back_to_the_call_of_its_first_result(connection: Connection) -> None:
     calls = [call(f"c{number}") for number in range(20)]
     results = [tool(f"t{number}", f"c{number}") for number in range(20)]
-    await new_session(connection, [user("m0"), assistant("m1", *calls), *results])
+    await new_session(connection, [user_json("m0"), assistant("m1", *calls), *results])
     _, messages = await read(connection, last=3)
     assert places_in(messages)[0] == 1
 
@@ -170,7 +170,7 @@ async def test_page_after_page_is_every_message_once_and_what_changed_in_between
     await amend(connection, "m4", {"content": "on the page that comes"})
     second = await connection.fetch(page, json.loads(first[0]["session"])["version"], 3)
     await truncate(connection, 5)
-    await append(connection, [user("m7")])
+    await append(connection, [user_json("m7")])
     third = await connection.fetch(page, json.loads(second[0]["session"])["version"], 6)
     last = await connection.fetch(page, json.loads(third[0]["session"])["version"], 8)
 
@@ -236,7 +236,7 @@ async def test_earlier_messages_that_were_removed(connection: Connection) -> Non
 async def test_message_that_came_and_went_in_between_is_not_mentioned(connection: Connection) -> None:
     await new_session(connection, users(1))
     seen = await header(connection)
-    await append(connection, [user("gone")])
+    await append(connection, [user_json("gone")])
     await truncate(connection, 1)
 
     found, messages = await read(connection, since=seen)

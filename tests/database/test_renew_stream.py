@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.sql import append, begin_stream, everything, new_session, refused, run_out, user
+from tests.helpers.sql import append, begin_stream, everything, new_session, refused, run_out, user_json
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -26,7 +26,7 @@ async def test_lets_the_lease_last_longer(connection: Connection) -> None:
     expires_at = await renew(connection, lease["fence"], timedelta(hours=2))
     assert expires_at - lease["expires_at"] > timedelta(minutes=118)
     assert await connection.fetchval("select expires_at from chatledger.active_streams") == expires_at
-    await append(connection, [user("a")], fence=lease["fence"])
+    await append(connection, [user_json("a")], fence=lease["fence"])
 
 
 async def test_g7_a_lease_that_ran_out_stays_lost_also_when_nobody_took_it(connection: Connection) -> None:
@@ -90,7 +90,7 @@ async def test_a_renewal_does_not_wait_for_a_writer(connection: Connection, conn
     lease = await begin_stream(connection, ttl=timedelta(minutes=1))
     writer = await connect()
     async with writer.transaction():
-        await append(writer, [user("a")])
+        await append(writer, [user_json("a")])
         assert await renew(connection, lease["fence"]) > lease["expires_at"]
 
 

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers.sql import amend, assistant, bodies, call, everything, header, new_session, places, refused, user
+from tests.helpers.sql import (
+    amend,
+    assistant,
+    bodies,
+    call,
+    everything,
+    header,
+    new_session,
+    places,
+    refused,
+    user_json,
+)
 
 if TYPE_CHECKING:
     import asyncpg
@@ -46,7 +57,7 @@ def tokens(usage_id: str, count: int) -> Json:
 
 
 async def test_first_save_creates_the_session(connection: Connection) -> None:
-    first, message = await save(connection, None, head={"title": {"to": "T"}}, messages=[user("m0")])
+    first, message = await save(connection, None, head={"title": {"to": "T"}}, messages=[user_json("m0")])
     session = json.loads(first["session"])
     assert (session["user_id"], session["title"], session["message_count"]) == ("u1", "T", 1)
     assert first["version_before"] == 1
@@ -55,10 +66,10 @@ async def test_first_save_creates_the_session(connection: Connection) -> None:
 
 
 async def test_g3_the_same_save_again_changes_nothing(connection: Connection) -> None:
-    await new_session(connection, [user("m0", "draft"), assistant("m1")])
+    await new_session(connection, [user_json("m0", "draft"), assistant("m1")])
     whole: dict[str, Any] = {
         "head": {"title": {"to": "T"}, "pinned": {"from": False, "to": True}, "metadata": {"a": {"to": 1}}},
-        "messages": [user("m2")],
+        "messages": [user_json("m2")],
         "amendments": [
             {"message_id": "m0", "fields": {"content": {"from": "draft", "to": "final"}}},
             {"message_id": "m1", "add_tool_calls": [call("c1")], "metadata": {"k": {"to": 1}}},
@@ -78,7 +89,7 @@ async def test_twenty_at_once_save_the_same_once(connection: Connection, connect
     await new_session(connection)
     callers = [await connect() for _ in range(20)]
     answers = await asyncio.gather(
-        *(save(caller, 1, messages=[user("m0"), user("m1")], usage=[tokens("use", 3)]) for caller in callers)
+        *(save(caller, 1, messages=[user_json("m0"), user_json("m1")], usage=[tokens("use", 3)]) for caller in callers)
     )
     assert {tuple(row["sequence"] for row in answer[1:]) for answer in answers} == {(0, 1)}
     assert (await header(connection))["total_tokens"] == 3
@@ -118,7 +129,7 @@ async def test_an_end_that_is_missing_takes_the_title_away(connection: Connectio
 
 
 async def test_g4_a_field_that_somebody_changed_since_is_refused_and_nothing_is_stored(connection: Connection) -> None:
-    await new_session(connection, [user("m0", "draft"), user("m1", "draft")])
+    await new_session(connection, [user_json("m0", "draft"), user_json("m1", "draft")])
     await amend(connection, "m0", {"content": "theirs"})
     before = await everything(connection)
     with refused("CL004", message_id="m0", field="content", expected_version=2, amended_version=3):
@@ -126,7 +137,7 @@ async def test_g4_a_field_that_somebody_changed_since_is_refused_and_nothing_is_
             connection,
             2,
             head={"title": {"to": "T"}},
-            messages=[user("m2")],
+            messages=[user_json("m2")],
             amendments=[
                 {"message_id": "m1", "fields": {"content": {"from": "draft", "to": "mine"}}},
                 {"message_id": "m0", "fields": {"content": {"from": "draft", "to": "mine"}}},
@@ -137,14 +148,14 @@ async def test_g4_a_field_that_somebody_changed_since_is_refused_and_nothing_is_
 
 
 async def test_g4_so_is_a_key_of_a_messages_metadata(connection: Connection) -> None:
-    await new_session(connection, [user("m0", metadata={"k": 1})])
+    await new_session(connection, [user_json("m0", metadata={"k": 1})])
     await amend(connection, "m0", {"metadata": {"k": 2}})
     with refused("CL004", field="metadata.k"):
         await save(connection, 2, amendments=[{"message_id": "m0", "metadata": {"k": {"from": 1, "to": 3}}}])
 
 
 async def test_a_null_is_not_the_same_as_nothing(connection: Connection) -> None:
-    await new_session(connection, [user("m0", x=1)])
+    await new_session(connection, [user_json("m0", x=1)])
     to_null = {"to": None}
     amendment = {"message_id": "m0", "fields": {"x": {"from": 1} | to_null}, "metadata": {"k": to_null}}
     await save(connection, 2, head={"metadata": {"k": to_null, "gone": {"to": 1}}}, amendments=[amendment])
@@ -197,8 +208,8 @@ async def test_g4_tool_calls_added_by_two_copies_both_stay(connection: Connectio
 @pytest.mark.parametrize(
     ("part", "sqlstate"),
     [
-        ({"messages": [user("m1"), {"role": "?"}]}, "CL007"),
-        ({"messages": [user("m0", "another body")]}, "CL003"),
+        ({"messages": [user_json("m1"), {"role": "?"}]}, "CL007"),
+        ({"messages": [user_json("m0", "another body")]}, "CL003"),
         ({"amendments": [{"message_id": "m0", "fields": {"content": {"from": "hi", "to": 7}}}]}, "CL007"),
         ({"amendments": [{"message_id": "m0", "fields": {"role": {"from": "user", "to": "assistant"}}}]}, "CL007"),
         ({"amendments": [{"message_id": "m0", "fields": {"message_id": {"to": "m1"}}}]}, "CL007"),
@@ -212,7 +223,7 @@ async def test_g4_tool_calls_added_by_two_copies_both_stay(connection: Connectio
 async def test_g10_a_bad_part_is_refused_and_nothing_is_stored(
     connection: Connection, part: dict[str, Any], sqlstate: str
 ) -> None:
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     before = await everything(connection)
     with refused(sqlstate):
         await save(connection, 2, head={"title": {"to": "T"}}, **part)
@@ -221,13 +232,13 @@ async def test_g10_a_bad_part_is_refused_and_nothing_is_stored(
 
 @pytest.mark.parametrize("read_version", [None, 0, 2])
 async def test_g11_a_deleted_session_stays_deleted(connection: Connection, read_version: int | None) -> None:
-    await new_session(connection, [user("m0")])
+    await new_session(connection, [user_json("m0")])
     await connection.execute("select chatledger.delete_session('s1')")
     with refused("CL001"):
-        await save(connection, read_version, messages=[user("m1")])
+        await save(connection, read_version, messages=[user_json("m1")])
     assert await places(connection) == []
 
 
 async def test_g11_one_that_was_saved_and_is_gone_is_not_created(connection: Connection) -> None:
     with refused("CL001"):
-        await save(connection, 5, messages=[user("m0")])
+        await save(connection, 5, messages=[user_json("m0")])

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from chatledger import __version__
-from tests.helpers.sql import append, new_session, until_waiting, user
+from tests.helpers.sql import append, new_session, until_waiting, user_json
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connect, Connection
@@ -30,7 +30,7 @@ async def test_says_what_is_installed(connection: Connection) -> None:
 
 
 async def test_values_are_numbers_that_scripts_can_read(connection: Connection) -> None:
-    await new_session(connection, [user("a")])
+    await new_session(connection, [user_json("a")])
     found = await status(connection)
     for item, value in found.items():
         assert re.fullmatch("[a-z_]+", item)
@@ -44,7 +44,7 @@ async def test_empty_ledger_has_a_status(connection: Connection) -> None:
 
 async def test_counts_are_those_of_the_last_analyze(connection: Connection) -> None:
     for number in range(3):
-        await new_session(connection, [user("a"), user("b")], session_id=f"s{number}")
+        await new_session(connection, [user_json("a"), user_json("b")], session_id=f"s{number}")
     await connection.execute("analyze chatledger.sessions, chatledger.messages")
 
     found = await status(connection)
@@ -58,8 +58,8 @@ async def test_counts_writers_that_wait_for_a_session(connection: Connection, co
 
     holding = holder.transaction()
     await holding.start()
-    await append(holder, [user("m0")])
-    waiting = [asyncio.create_task(append(writer, [user("m1")])) for writer in (first, second)]
+    await append(holder, [user_json("m0")])
+    waiting = [asyncio.create_task(append(writer, [user_json("m1")])) for writer in (first, second)]
     await until_waiting(connection, 2)
 
     assert (await status(connection))["writers_waiting"] == "2"

@@ -20,7 +20,7 @@ from tests.helpers.sql import (
     refused,
     tool,
     truncate,
-    user,
+    user_json,
     users,
 )
 
@@ -42,7 +42,7 @@ async def test_g1_number_of_a_removed_message_is_not_used_again(connection: Conn
     await new_session(connection, users(5))
     await truncate(connection, 3)
 
-    await append(connection, [user("again")])
+    await append(connection, [user_json("again")])
 
     assert await places(connection) == [(0, "m0"), (1, "m1"), (2, "m2"), (5, "again")]
     assert (await header(connection))["message_count"] == 4
@@ -52,7 +52,7 @@ async def test_what_was_said_is_erased(connection: Connection) -> None:
     await new_session(
         connection,
         [
-            user("m0", "a secret", name="secret", metadata={"secret": 1}, secret="secret", duration_ms=1),
+            user_json("m0", "a secret", name="secret", metadata={"secret": 1}, secret="secret", duration_ms=1),
             assistant("m1", call("c1", "secret"), refusal="secret", function_call={"name": "secret"}),
             tool("m2", "c1", content=[{"type": "text", "text": "secret"}]),
         ],
@@ -116,10 +116,10 @@ async def test_g7_stale_fence_is_refused(connection: Connection) -> None:
 
 
 async def test_stored_data_is_in_order_after_appends_amendments_and_truncations(connection: Connection) -> None:
-    await new_session(connection, [user("m0"), assistant("m1")])
+    await new_session(connection, [user_json("m0"), assistant("m1")])
     await add_call(connection, call("c1"))
-    await append(connection, [tool("m2", "c1"), user("m3")])
+    await append(connection, [tool("m2", "c1"), user_json("m3")])
     await truncate(connection, 2)
-    await append(connection, [user("m4")])
+    await append(connection, [user_json("m4")])
     await truncate(connection, 0)
     assert await connection.fetch("select * from chatledger.verify_session('s1')") == []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.sql import add_call, amend, append, assistant, call, new_session, refused, tool, truncate, user
+from tests.helpers.sql import add_call, amend, append, assistant, call, new_session, refused, tool, truncate, user_json
 
 if TYPE_CHECKING:
     from tests.helpers.sql import Connection
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 async def healthy_session(connection: Connection, session_id: str = "s1") -> None:
     """Six messages with a history: 1 was amended, 3 and 4 were removed."""
-    first = [user("m0"), assistant("m1", call("c1")), tool("m2", "c1"), user("m3"), assistant("m4")]
+    first = [user_json("m0"), assistant("m1", call("c1")), tool("m2", "c1"), user_json("m3"), assistant("m4")]
     await new_session(connection, first, session_id=session_id)
     await add_call(connection, call("c2"), session_id=session_id)
     await truncate(connection, 3, session_id)
     await amend(connection, "m1", {"content": "amended"}, session_id=session_id)
-    await append(connection, [user("m5")], session_id=session_id)
+    await append(connection, [user_json("m5")], session_id=session_id)
 
 
 async def problems(connection: Connection, session_id: str | None = "s1") -> list[tuple[str, str, int | None]]:
@@ -37,7 +37,7 @@ async def test_neither_have_empty_deleted_and_forked_ones(connection: Connection
     await healthy_session(connection)
     await connection.execute("select chatledger.fork_session('s1', 'fork')")
     await new_session(connection, session_id="empty")
-    await new_session(connection, [user("m0")], session_id="deleted")
+    await new_session(connection, [user_json("m0")], session_id="deleted")
     await connection.execute("select chatledger.delete_session('deleted')")
     assert await problems(connection, None) == []
 
@@ -90,8 +90,8 @@ async def test_damage_is_told_apart_by_session(connection: Connection) -> None:
 
 
 async def test_times_of_different_sessions_are_not_compared(connection: Connection) -> None:
-    await new_session(connection, [user("m0")], session_id="s2")
-    await new_session(connection, [user("m0")], session_id="s1")
+    await new_session(connection, [user_json("m0")], session_id="s2")
+    await new_session(connection, [user_json("m0")], session_id="s1")
     assert await problems(connection, None) == []
 
 

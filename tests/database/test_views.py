@@ -15,7 +15,7 @@ from tests.helpers.sql import (
     tool,
     truncate,
     until_waiting,
-    user,
+    user_json,
     users,
 )
 
@@ -38,8 +38,8 @@ async def test_holder_is_named_and_how_many_wait(connection: Connection, connect
 
     holding = holder.transaction()
     await holding.start()
-    await append(holder, [user("m0")])
-    waiting = [asyncio.create_task(append(writer, [user("m1")])) for writer in (first, second)]
+    await append(holder, [user_json("m0")])
+    waiting = [asyncio.create_task(append(writer, [user_json("m1")])) for writer in (first, second)]
     await until_waiting(connection, 2)
 
     held = await one(connection, "select *, held_for >= '0' as since from chatledger.session_holders")
@@ -69,7 +69,7 @@ async def test_holders_of_two_sessions_are_told_apart(connection: Connection, co
     for session_id, holder in holders.items():
         await new_session(connection, session_id=session_id)
         await holder.execute("begin")
-        await append(holder, [user("m0")], session_id=session_id)
+        await append(holder, [user_json("m0")], session_id=session_id)
         pids[session_id] = holder.get_server_pid()
 
     rows = await connection.fetch("select session_id, pid, waiting from chatledger.session_holders")
@@ -110,12 +110,12 @@ async def test_transcript_has_a_line_a_message(connection: Connection) -> None:
     await new_session(
         connection,
         [
-            user("m0", "What is\n\n  42?"),
+            user_json("m0", "What is\n\n  42?"),
             assistant("m1", call("c1", "search"), call("c2", "count"), content=None),
             tool("m2", "c1", content=[{"type": "text", "text": "forty-two"}]),
             assistant("m3", content=None, refusal="No."),
-            user("m4", "x" * 500),
-            user("m5", "gone"),
+            user_json("m4", "x" * 500),
+            user_json("m5", "gone"),
         ],
     )
     await amend(connection, "m3", {"refusal": "Never."})

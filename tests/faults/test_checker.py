@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.messages import call
-from tests.helpers.sql import user
+from tests.helpers.sql import user_json
 
 from . import checker
 from .history import Call, Json, Kind, Outcome, Row, Stored, calls_of, fingerprint
@@ -94,11 +94,11 @@ def sound() -> History:
     and 18 fork; 19 walks through the messages; 20 and 21 through lists; 22 reads.
     """
     h = History()
-    h.append(user("a0"), user("a1"), writer="psql")
-    h.store(user("b0"))
-    h.call("append", outcome="unknown", messages=[user("b0")]).error = "DatabaseUnavailable"
-    h.call("append", [["b0", 2, False]], messages=[user("b0")])
-    c0, c1 = user("c0"), {"message_id": "c1", "role": "assistant", "content": "hello"}
+    h.append(user_json("a0"), user_json("a1"), writer="psql")
+    h.store(user_json("b0"))
+    h.call("append", outcome="unknown", messages=[user_json("b0")]).error = "DatabaseUnavailable"
+    h.call("append", [["b0", 2, False]], messages=[user_json("b0")])
+    c0, c1 = user_json("c0"), {"message_id": "c1", "role": "assistant", "content": "hello"}
     h.store(c0, c1)
     h.call(
         "save", [["c0", 3, None], ["c1", 4, None]], messages=[c0, c1], header={"k": "set"}, usage=[("u1", 5)],
@@ -116,11 +116,11 @@ def sound() -> History:
     h.call("add_tool_call", {"message_id": "c1", "sequence": 4}, tool_call=call("t"), message_id="t-holder")
     h.call("usage", h.header(total_tokens=12), usage=[("u2", 7)])
     h.stored.usage = {"inside": 5, "u2": 7}
-    h.append(user("d0"), user("d1"))
+    h.append(user_json("d0"), user_json("d1"))
     h.amended(6)
     h.stored.rows[6].body, h.stored.rows[6].removed = {}, True
     h.call("truncate", {"next_sequence": 7, "version": h.stored.version}, from_sequence=6)
-    h.call("append", outcome="refused", messages=[user("e0")]).error = "55P03"
+    h.call("append", outcome="refused", messages=[user_json("e0")]).error = "55P03"
     h.read()
     h.store({"message_id": "v-holder", "role": "assistant", "content": "", "tool_calls": [call("v")]})
     h.call("add_tool_call", {"message_id": "v-holder", "sequence": 7}, tool_call=call("v"), message_id="v-holder")
@@ -168,7 +168,7 @@ def _swap_rows(h: History) -> None:
 
 
 def _again(h: History) -> None:
-    h.store(user("b0"))
+    h.store(user_json("b0"))
 
 
 def _told_twice(h: History) -> None:
@@ -177,41 +177,44 @@ def _told_twice(h: History) -> None:
 
 
 def _unsent(h: History) -> None:
-    h.store(user("z0"))
+    h.store(user_json("z0"))
 
 
 def _refused_but_stored(h: History) -> None:
-    h.store(user("e0"))
+    h.store(user_json("e0"))
 
 
 def _apart(h: History) -> None:
-    h.append(user("f0"), user("g0"))
-    h.append(user("f1"), user("g1"))
+    h.append(user_json("f0"), user_json("g0"))
+    h.append(user_json("f1"), user_json("g1"))
     f = [call for call in h.calls if call.kind == "append"][-2:]
-    f[0].sent["messages"], f[1].sent["messages"] = [user("f0"), user("f1")], [user("g0"), user("g1")]
+    f[0].sent["messages"], f[1].sent["messages"] = (
+        [user_json("f0"), user_json("f1")],
+        [user_json("g0"), user_json("g1")],
+    )
     f[0].answer, f[1].answer = [["f0", 8, True], ["f1", 10, True]], [["g0", 9, True], ["g1", 11, True]]
 
 
 def _half_of_an_unknown_one(h: History) -> None:
-    h.call("append", outcome="unknown", messages=[user("f0"), user("f1")])
-    h.store(user("f0"))
+    h.call("append", outcome="unknown", messages=[user_json("f0"), user_json("f1")])
+    h.store(user_json("f0"))
 
 
 def _late_but_in_front(h: History) -> None:
-    first, second = h.append(user("f0")), h.append(user("g0"))
+    first, second = h.append(user_json("f0")), h.append(user_json("g0"))
     h.stored.rows[8].message_id, h.stored.rows[9].message_id = "g0", "f0"
     first.answer, second.answer = [["f0", 9, True]], [["g0", 8, True]]
 
 
 def _own_message_in_front(h: History) -> None:
-    h.append(user("f0"))
+    h.append(user_json("f0"))
     h.store({"message_id": "w-holder", "role": "assistant", "content": "", "tool_calls": [call("w")]})
     h.stored.rows[8], h.stored.rows[9] = h.stored.rows[9], h.stored.rows[8]
     h.call("add_tool_call", {"message_id": "w-holder", "sequence": 8}, tool_call=call("w"), message_id="w-holder")
 
 
 def _in_a_turn_before(h: History) -> None:
-    h.append(user("f0"))
+    h.append(user_json("f0"))
     h.amended(7, tool_calls=[call("v"), call("w")])
     h.call("add_tool_call", {"message_id": "v-holder", "sequence": 7}, tool_call=call("w"), message_id="w-holder")
 
@@ -243,7 +246,7 @@ def _stale(h: History) -> None:
 
 
 def _stale_after_an_amendment(h: History) -> None:
-    h.append(user("f0"))
+    h.append(user_json("f0"))
     version = h.stored.version
     h.call("amend", h.amended(8, content="new"), message_id="f0", content="new", expected_version=version)
     h.read().answer["version"] -= 1
@@ -259,7 +262,7 @@ def _title_again(h: History) -> None:
 
 
 def _older_title_at_a_newer_version(h: History) -> None:
-    h.append(user("f0"))
+    h.append(user_json("f0"))
     h.read().answer["header"]["title"] = "first"
 
 
@@ -311,7 +314,7 @@ def _not_found(h: History) -> None:
 
 
 def _shows_what_was_removed(h: History) -> None:
-    h.calls[13].answer["messages"].append([6, "d1", None, fingerprint(user("d1"))])
+    h.calls[13].answer["messages"].append([6, "d1", None, fingerprint(user_json("d1"))])
 
 
 def _shows_what_was_deleted(h: History) -> None:
@@ -353,7 +356,7 @@ def _deleted(h: History, *, rows: bool = False) -> None:
 
 def _written_after_deletion(h: History) -> None:
     _deleted(h)
-    h.call("append", [["f0", 7, True]], messages=[user("f0")])
+    h.call("append", [["f0", 7, True]], messages=[user_json("f0")])
 
 
 def _brought_back(h: History) -> None:
@@ -473,7 +476,7 @@ def test_a_session_that_was_deleted_is_sound_without_its_messages() -> None:
     h = sound()
     _deleted(h)
     h.call("read")
-    h.call("append", outcome="refused", messages=[user("f0")]).error = "CL001"
+    h.call("append", outcome="refused", messages=[user_json("f0")]).error = "CL001"
     assert checker.violations(h.calls, h.stored) == []
 
 

@@ -30,7 +30,7 @@ Psql = Callable[..., Awaitable[str]]
 # Messages
 
 
-def user(message_id: str, content: Any = "hi", **more: Any) -> Json:
+def user_json(message_id: str, content: Any = "hi", **more: Any) -> Json:
     return {"message_id": message_id, "role": "user", "content": content, **more}
 
 
@@ -44,7 +44,7 @@ def tool(message_id: str, call_id: str, **more: Any) -> Json:
 
 def users(count: int, prefix: str = "m") -> list[Json]:
     """So many user messages: m0, m1, …"""
-    return [user(f"{prefix}{number}") for number in range(count)]
+    return [user_json(f"{prefix}{number}") for number in range(count)]
 
 
 # Calls
