@@ -75,7 +75,9 @@ class SessionCache:
             ) from None  # the cause may quote a part of its password
         self._ttl = round(cache_ttl * 1000)
         self._timeout = timeout
-        # Not kept by the pool: what is in this list was left with no answer unread.
+        # Connections are driven by hand: redis-py's client has one time limit for each answer, so a dead Redis would
+        # hold calls up for as long as a session of megabytes takes to arrive; and its blocking pool lets a crowd wait
+        # for connections one after the other when Redis has stopped. This list has those with no answer unread.
         self._idle: list[AbstractConnection] = []
         self._slots = asyncio.Semaphore(_CONNECTIONS)
         self._probe: asyncio.Task[Any] | None = None
@@ -208,7 +210,7 @@ class SessionCache:
             loop = asyncio.get_running_loop()
             due = loop.time() + self._timeout + sum(map(len, packed)) / _SLOWEST_SENDING
             async with asyncio.timeout(None) as limit:
-                # For as long as this comes late, the loop was busy with other things, and the answer may be waiting.
+                # If this timer fires late, the loop was blocked; extend the deadline by that delay.
                 timer = loop.call_at(due, lambda: limit.reschedule(2 * loop.time() - due))
                 try:
                     await self._pool.ensure_connection(connection)
