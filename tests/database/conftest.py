@@ -30,7 +30,7 @@ def kept_database_url(_server: NoopExecutor) -> Iterator[str]:
 def database_url(kept_database_url: str) -> str:
     """An empty ledger. What a test makes beside the ledger's rows (roles, functions), it takes away again."""
     with psycopg.connect(kept_database_url, autocommit=True) as connection:
-        connection.execute("truncate chatledger.sessions cascade")
+        connection.execute("truncate chatledger.sessions, chatledger.user_locks cascade")
     return kept_database_url
 
 
